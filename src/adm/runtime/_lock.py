@@ -1,0 +1,98 @@
+"""One writer at a time, across processes and, as far as can be, across machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from adm.runtime import _disk
+from adm.runtime.errors import ResourceError
+from adm.runtime.text import one_line, shown_path
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that is held. The kernel ends it with the process, also after kill -9."""
+
+    path: Path
+    what: str
+    token: str
+
+    def check(self) -> None:
+        """Before each commit: ``ResourceError`` when another writer took over (locks over networks lie)."""
+        record = _read_record(self.path)
+        if record.get("token") != self.token:
+            raise ResourceError(_in_use(self.what, record))
+
+
+@contextmanager
+def lock(path: _disk.PathLike, what: str | None = None) -> Iterator[Lock]:
+    """Holds the lock file ``path`` for the block; ``ResourceError`` at once, saying who, if it is taken.
+
+    what: how the message calls the thing, e.g. "run 'digits'"; by default the directory of the lock file. The
+    lock belongs to the open file: a process forked meanwhile shares it.
+    """
+    path = _disk.absolute(path)
+    what = what or shown_path(path.parent)
+    _disk.make_directory(path.parent)
+    with _disk.explained("lock", path):
+        fd = _locked(path, what)
+    try:
+        held = Lock(path, what, secrets.token_hex(8))
+        with _disk.explained("lock", path):
+            _write_record(fd, held.token)
+        yield held
+    finally:
+        with suppress(OSError):
+            if _is_named(fd, path):
+                _disk.unlink(path)
+        os.close(fd)
+
+
+def _locked(path: Path, what: str) -> int:
+    while True:
+        fd = _disk.open_file(path, os.O_RDWR | os.O_CREAT | _disk.NOFOLLOW)
+        if not _disk.lock(fd, wait=False):
+            os.close(fd)
+            raise ResourceError(_in_use(what, _read_record(path)))
+        if _is_named(fd, path):
+            return fd
+        os.close(fd)  # the holder before removed it between our two calls
+
+
+def _is_named(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _write_record(fd: int, token: str) -> None:
+    since = datetime.now().isoformat(" ", "seconds")
+    record = {"pid": os.getpid(), "host": platform.node(), "since": since, "token": token}
+    _disk.truncate(fd, 0)
+    os.lseek(fd, 0, os.SEEK_SET)
+    _disk.write(fd, json.dumps(record).encode())
+
+
+def _read_record(path: Path) -> dict[str, object]:
+    with suppress(OSError, ValueError):
+        record = json.loads(path.read_bytes()[:4096])
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+def _in_use(what: str, record: dict[str, object]) -> str:
+    who = "another process"
+    if record:
+        pid, host, since = (one_line(record.get(key, "?"), 40) for key in ("pid", "host", "since"))
+        who = f"pid {pid} on {host} since {since}"
+    return f"{one_line(what)} is in use by {who}. Wait for it or stop it, then run the same command again."
