@@ -1,0 +1,65 @@
+"""What guidance is: a function from denoiser to denoiser. Read this file to write one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from adm.diffusion.condition import Condition
+from adm.diffusion.model import Denoiser
+from adm.diffusion.prediction import Prediction
+from adm.diffusion.schedule import Schedule, Time
+
+__all__ = ["Guidance", "GuidedDenoiser", "Stage", "guide"]
+
+Stage = Literal["mix", "clip", "gradient", "after"]
+STAGES: tuple[Stage, ...] = ("mix", "clip", "gradient", "after")
+
+
+class Guidance(Protocol):
+    """Denoiser -> Denoiser, at a stage.
+
+    mix: combines predictions of several denoisers; clip: bounds x_0; gradient: adds to `Prediction.guidance`, which
+    the sampler applies; after: acts on x_0 with the gradient folded in. In this order the released numbers come out:
+    clipping acts on the mixed x_0, and the gradient never sees the clip.
+    """
+
+    @property
+    def stage(self) -> Stage: ...
+
+    def __call__(self, denoiser: Denoiser) -> Denoiser: ...
+
+
+class GuidedDenoiser(ABC):
+    """A denoiser around a denoiser: forwards its schedule and its device."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    @abstractmethod
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition = Condition()) -> Prediction: ...
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    @property
+    def device(self) -> torch.device | None:
+        return getattr(self.denoiser, "device", None)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        return getattr(self.denoiser, "image_shape", None)
+
+
+def guide(denoiser: Denoiser, *guidances: Guidance) -> Denoiser:
+    """The denoiser under all guidances, applied by stage: mix, clip, gradient, after; in the order given within one."""
+    for guidance in guidances:
+        if getattr(guidance, "stage", None) not in STAGES:
+            raise ValueError(f"{type(guidance).__name__} has no stage: give it one of {', '.join(STAGES)}")
+    for guidance in sorted(guidances, key=lambda guidance: STAGES.index(guidance.stage)):
+        denoiser = guidance(denoiser)
+    return denoiser
