@@ -1,0 +1,85 @@
+"""A progress line with an ETA on stderr: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["Bar", "bar", "say"]
+
+LINE_EVERY = 10.0
+
+
+class Bar:
+    """Progress of one piece of work; `update` is cheap."""
+
+    def __init__(self, title: str, total: int, progress: Progress | None) -> None:
+        self.title, self.total, self.progress = title, total, progress
+        self.task = None if progress is None else progress.add_task(title, total=total)
+        self.started = self.last = time.monotonic()
+        self.first: int | None = None
+
+    def update(self, done: int, note: str = "") -> None:
+        """done of total; note: what is worth seeing, such as the loss."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=done, description=f"{self.title} {note}".strip())
+            return
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done
+        if now - self.last < LINE_EVERY and done < self.total:
+            return
+        self.last = now
+        rate = (done - self.first) / max(now - self.started, 1e-9)
+        eta = f", {_clock((self.total - done) / rate)} left" if rate > 0 and done < self.total else ""
+        elapsed = _clock(now - self.started)
+        say(f"{self.title} {done}/{self.total} {note}".rstrip() + f" ({elapsed}{eta})")
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Bar]:
+    """A bar for the block."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Bar(title, total, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield Bar(title, total, progress)
+
+
+def say(line: str) -> None:
+    """A line for people, on stderr; results go to stdout."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A function (what, done, total, note) that shows one bar after another, a new one for each `what`."""
+    with ExitStack() as shown:
+        current: list[Bar] = []
+
+        def update(what: str, done: int, total: int, note: str) -> None:
+            if not current or current[0].title != what:
+                shown.close()
+                current[:] = [shown.enter_context(bar(what, total))]
+            current[0].update(done, note)
+
+        yield update

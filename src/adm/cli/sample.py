@@ -1,0 +1,138 @@
+"""adm sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from adm.cli._flags import Device, Settings
+
+if TYPE_CHECKING:
+    from adm.diffusion.model import DiffusionModel
+    from adm.studies.generate import Batch, Request
+
+COMMANDS: dict[str, type] = {}
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What --set can change. weights: ema or model; precision: bfloat16 is autocast around the networks."""
+
+    batch_size: int = 64
+    weights: Literal["ema", "model"] = "ema"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a model, into PNGs or one .npz.
+
+    Image k depends on seed + k, whatever the number of images; the same command again makes only what is missing.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL", help="A run or checkpoint directory.")]
+    out: Annotated[str, tyro.conf.arg(metavar="DIR", help="A directory for PNGs, or a file.npz in OpenAI's layout.")]
+    num: Annotated[int | None, tyro.conf.arg(metavar="N", help="Images (64, or one for each label).")] = None
+    labels: Annotated[
+        str | None, tyro.conf.arg(metavar="A,B*3", help="Names or numbers, in turn; by default every class in turn.")
+    ] = None
+    steps: Annotated[int, tyro.conf.arg(metavar="N", help="Links of the chain.")] = 250
+    sampler: Annotated[str, tyro.conf.arg(metavar="SPEC", help="A file of adm/sampling, such as ddim:eta=0.3.")] = (
+        "ddpm"
+    )
+    guidance: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="SPEC", help="Such as classifier:classifier=runs/clf,scale=4; can be repeated."),
+    ] = ()
+    seed: Annotated[int, tyro.conf.arg(help="Seed of the first image.")] = 0
+    device: Device = "auto"
+    set: Settings = ()
+
+    def run(self) -> None:
+        from adm.runtime.config import override
+        from adm.runtime.device import pick_device
+        from adm.studies.generate import load_diffusion, parse_labels, prepare, resolve_labels
+
+        settings = override(SampleSettings(), self.set)
+        model = load_diffusion(self.model, pick_device(self.device), settings.weights)
+        request = prepare(model, self.steps, self.sampler, self.guidance, settings.precision)
+        labels = resolve_labels(request, parse_labels(self.labels) if self.labels else None, self.num)
+        size = min(settings.batch_size, len(labels))
+        if self.out.endswith(".npz"):
+            self._to_npz(request, labels, size)
+        else:
+            self._to_directory(request, labels, size, self._description(model, settings, size))
+
+    def _to_directory(self, request: Request, labels: list[int], size: int, description: Mapping[str, object]) -> None:
+        from adm.cli._progress import say
+        from adm.data import SampleSet
+        from adm.runtime.text import shown_path
+
+        samples = SampleSet(Path(self.out), description)
+        missing = frozenset(k for k in range(len(labels)) if not samples.has(k))
+        if len(missing) < len(labels):
+            say(f"{len(labels) - len(missing)} of {len(labels)} images are there; making the rest")
+        for batch in self._made(request, labels, size, missing):
+            for k, image in enumerate(batch.images, batch.index):
+                if k in missing:
+                    samples.add(k, image)
+        samples.finish(labels, request.classes, self.seed)
+        picture = samples.directory.with_name(f"{samples.directory.name}.png")
+        samples.save_overview(picture, len(labels))
+        print(f"{shown_path(samples.directory)}  (all of them at a glance: {shown_path(picture)})")
+
+    def _to_npz(self, request: Request, labels: list[int], size: int) -> None:
+        import numpy as np
+
+        from adm.data import write_npz
+        from adm.runtime.text import shown_path
+
+        made = self._made(request, labels, size, frozenset(range(len(labels))))
+        write_npz(Path(self.out), np.concatenate([batch.images for batch in made]), labels)
+        print(shown_path(Path(self.out)))
+
+    def _made(self, request: Request, labels: list[int], size: int, wanted: frozenset[int]) -> Iterator[Batch]:
+        """The batches with a wanted image, with progress; stops between two of them when asked to."""
+        from adm.cli._progress import bar
+        from adm.runtime.errors import StoppedError
+        from adm.runtime.signals import stop_requests
+        from adm.studies.generate import batches
+
+        steps = len(request.chain)
+        with bar("sampling", len(labels) * steps) as shown, stop_requests() as stop:
+
+            def on_step(index: int, step: int) -> None:
+                shown.update(index * steps + (step + 1) * min(size, len(labels) - index))
+
+            for batch in batches(request, labels, self.seed, size, wanted.__contains__, on_step):
+                yield batch
+                done = batch.index + len(batch.images)
+                if stop() and done < len(labels):
+                    raise StoppedError(f"stopped after image {done}; run the same command to continue.")
+
+    def _description(self, model: DiffusionModel, settings: SampleSettings, size: int) -> dict[str, object]:
+        """All that the images are a function of, as JSON; `num` is not part of it, so a set can grow."""
+        from adm.checkpoints.load import locate
+        from adm.runtime import files
+
+        checkpoint, _ = locate(self.model)
+        return {
+            "model": checkpoint.name,
+            "model_sha256": files.sha256_file(checkpoint / "MANIFEST.json"),
+            "weights": settings.weights,
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "guidance": list(self.guidance),
+            "labels": self.labels,
+            "seed": self.seed,
+            "batch_size": size,
+            "precision": settings.precision,
+            "image_shape": list(model.image_shape or ()),
+        }
+
+
+COMMANDS = {"sample": Sample}

@@ -1,0 +1,301 @@
+"""Pictures as arrays: reading files, ADM's crops, the model's range, grids and PNGs.
+
+An image here is uint8 with shape (H, W, C), C being 1 (grey) or 3 (RGB). What files hold and what it becomes:
+
+  1 bit, grey, grey palette        1 channel; as 3 channels each repeats it
+  16-bit grey                      round(v / 257): 65535 becomes 255
+  16-bit colour                    the high byte, as Pillow reads it
+  colour, colour palette           3 channels; as 1 channel its luma (ITU-R 601)
+  CMYK                             RGB as Pillow converts it
+  alpha, transparent colour        composited on white
+  EXIF orientation                 applied
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from adm.runtime import files
+from adm.runtime.errors import DataError, UsageError
+from adm.runtime.text import one_line, shown_path
+
+__all__ = [
+    "center_crop",
+    "decode",
+    "grid",
+    "image_size_pair",
+    "png_bytes",
+    "random_crop",
+    "save_png",
+    "to_model_range",
+    "to_uint8",
+]
+
+Pixels = NDArray[np.uint8]
+Source = str | os.PathLike[str] | bytes
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_PIXELS = 2**26  # 8192 x 8192
+MAX_ASPECT = 64  # the crops first scale the shorter side, so memory grows with size**2 * aspect
+MIN_CROP_FRACTION = 0.8
+
+_UPRIGHT = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Unreadable(Exception):
+    """An image that cannot be used; the message is the reason alone."""
+
+
+class NotAnImage(Unreadable):
+    """Nothing in the file itself says that it is an image."""
+
+
+def decode(source: Source, channels: int | None = None) -> Pixels:
+    """The image of a file (or of its bytes): uint8 (H, W, C), upright, at its own size.
+
+    channels: 1, 3, or None for 1 when the file is stored as grey and 3 otherwise. Raises DataError.
+    """
+    try:
+        return to_array(open_image(source), channels)
+    except Unreadable as error:
+        name = "image data" if isinstance(source, bytes) else f"image {shown_path(source)!r}"
+        raise DataError(f"{name} cannot be read ({error}): replace or remove it") from None
+
+
+def open_image(source: Source) -> Image.Image:
+    """The upright image in the mode in which it is stored, fully decoded. Raises Unreadable or NotAnImage.
+
+    Size and aspect are checked in the header, before anything is decoded; only regular files are opened.
+    """
+    with _open_source(source) as file:
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise Unreadable(f"more than {MAX_PIXELS} pixels") from None
+        except UnidentifiedImageError:
+            raise NotAnImage("not a PNG, JPEG, WEBP or BMP") from None
+        except Exception as error:  # a text that begins with "BM" gets this far
+            raise NotAnImage(_reason(error)) from None
+        with image:
+            _check_header(image)
+            try:
+                image.load()
+                return _upright(image)
+            except MemoryError:
+                raise
+            except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+                raise Unreadable(_reason(error)) from None
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether the image is stored as grey, with or without alpha; a palette of greys counts."""
+    if image.mode in ("P", "PA"):
+        colours = np.reshape(image.getpalette("RGB") or [], (-1, 3))
+        return bool((colours == colours[:, :1]).all())
+    return image.mode in ("1", "L", "LA") or is_wide(image)
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Whether the image is 16-bit grey."""
+    return image.mode.startswith("I")
+
+
+def to_array(image: Image.Image, channels: int | None = None) -> Pixels:
+    """uint8 (H, W, channels) by the table above."""
+    if channels not in (None, 1, 3):
+        raise UsageError(f"channels {channels}: image files give 1 (grey) or 3 (RGB)")
+    grey = is_grey(image)
+    if is_wide(image):
+        image = _narrow(image)
+    elif image.has_transparency_data:
+        image = _on_white(image)
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    mode = "L" if channels == 1 or (channels is None and grey) else "RGB"
+    array = np.array(image if image.mode == mode else image.convert(mode))
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def center_crop(image: Pixels, size: int | tuple[int, int]) -> Pixels:
+    """The central (H, W) of the image scaled to just cover it; an image of that size comes back unchanged.
+
+    Scaling: BOX halvings while both sides are at least twice the target, then BICUBIC. Source: ADM's code.
+    """
+    size = image_size_pair(size)
+    if image.shape[:2] == size:
+        return image
+    image = _cover(image, size)
+    return _window(image, size, (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2)
+
+
+def random_crop(image: Pixels, size: int | tuple[int, int], u: Sequence[float]) -> Pixels:
+    """A random (H, W) of the image scaled so that its shorter side is one of size .. ceil(size / 0.8).
+
+    u: three fractions in [0, 1) that draw that side, the row and the column. For H != W that side is drawn
+    for the shorter one of the target, and the other follows. Source: ADM's code.
+    """
+    height, width = size = image_size_pair(size)
+    low, high = min(size), math.ceil(min(size) / MIN_CROP_FRACTION)
+    drawn = low + int(u[0] * (high - low + 1))
+    image = _cover(image, (-(-height * drawn // low), -(-width * drawn // low)))
+    top = int(u[1] * (image.shape[0] - height + 1))
+    left = int(u[2] * (image.shape[1] - width + 1))
+    return _window(image, size, top, left)
+
+
+def image_size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of an image size; one number means a square."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise UsageError(f"image size {height}x{width}: both sides must be at least 1 pixel")
+    return height, width
+
+
+def to_model_range(images: Tensor | Pixels) -> Tensor:
+    """float32 (N, C, H, W) in [-1, 1] of uint8 (N, H, W, C): v / 127.5 - 1. Source: ADM as released."""
+    return torch.as_tensor(images).permute(0, 3, 1, 2).contiguous().to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """uint8 (N, H, W, C) of x (N, C, H, W): (x + 1) * 127.5, clamped to 0..255 and truncated, not rounded.
+
+    Truncation is the released rule, as the published numbers were measured: -1 -> 0, 0 -> 127, 1 -> 255.
+    In float32 it takes the model range of the values 1..63 back to one less.
+    """
+    return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def grid(images: Tensor | Pixels, columns: int | None = None, pad: int = 2, scale: int = 1) -> Pixels:
+    """One uint8 (H, W, C) picture of uint8 images (N, H, W, C), row by row on white.
+
+    columns: images in a row (None: the nearest to a square); pad: pixels around each image; scale: each pixel
+    becomes scale x scale.
+    """
+    array = np.asarray(images.cpu() if isinstance(images, Tensor) else images)
+    if array.dtype != np.uint8 or array.ndim != 4 or not len(array):
+        raise UsageError(f"a grid of {array.dtype} {array.shape}: give one or more uint8 images (N, H, W, C)")
+    array = array.repeat(scale, axis=1).repeat(scale, axis=2)
+    n, height, width, channels = array.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = -(-n // columns)
+    cells = np.full((rows * columns, height + pad, width + pad, channels), 255, np.uint8)
+    cells[:n, pad:, pad:] = array
+    picture = cells.reshape(rows, columns, height + pad, width + pad, channels).swapaxes(1, 2)
+    picture = picture.reshape(rows * (height + pad), columns * (width + pad), channels)
+    return np.pad(picture, ((0, pad), (0, pad), (0, 0)), constant_values=255)
+
+
+def png_bytes(image: Tensor | Pixels) -> bytes:
+    """The PNG of a uint8 (H, W, 1 or 3) image: with one Pillow and zlib, equal pixels give equal bytes."""
+    array = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3):
+        raise UsageError(f"a PNG of {array.dtype} {array.shape}: give uint8 (H, W, 1) or (H, W, 3)")
+    stream = io.BytesIO()
+    pixels = array[:, :, 0] if array.shape[2] == 1 else array
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def save_png(path: str | os.PathLike[str], image: Tensor | Pixels) -> None:
+    """Write a uint8 (H, W, 1 or 3) image as a PNG, whole or not at all."""
+    files.write_bytes(Path(path), png_bytes(image))
+
+
+def _open_source(source: Source) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    path = Path(source)
+    try:
+        status = path.stat()
+        # Opening a FIFO would wait for its writer for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAnImage("not a regular file")
+        if status.st_size == 0:
+            raise NotAnImage("empty file")
+        return path.open("rb")
+    except OSError as error:
+        raise NotAnImage((error.strerror or str(error)).lower()) from None
+
+
+def _reason(error: Exception) -> str:
+    return one_line(str(error) or type(error).__name__, 60)
+
+
+def _check_header(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"{width}x{height} is more than {MAX_PIXELS} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise Unreadable(f"{width}x{height} is longer than {MAX_ASPECT}:1")
+    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+        raise Unreadable(f"animated, {getattr(image, 'n_frames', 2)} frames")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF: the pixels are still good
+        orientation = 1
+    method = _UPRIGHT.get(orientation)
+    return image.copy() if method is None else image.transpose(method)
+
+
+def _narrow(image: Image.Image) -> Image.Image:
+    wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+    narrow = ((wide + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        narrow[wide == transparent] = 255
+    return Image.fromarray(narrow)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
+    colour, alpha = rgba[:, :, :3], rgba[:, :, 3:]
+    # colour * alpha + 255 * (255 - alpha) is at most 255**2, so the rounded division stays within 16 bits.
+    return Image.fromarray(((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8))
+
+
+def _cover(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """The image scaled so that it just covers size: one side equal, the other at least as long."""
+    planes = _planes(image)
+    width, height = planes[0].size
+    while height >= 2 * size[0] and width >= 2 * size[1]:
+        width, height = width // 2, height // 2
+        planes = [plane.resize((width, height), Image.Resampling.BOX) for plane in planes]
+    scale = max(size[0] / height, size[1] / width)
+    target = (round(width * scale), round(height * scale))
+    if target != (width, height):
+        planes = [plane.resize(target, Image.Resampling.BICUBIC) for plane in planes]
+    return np.asarray(planes[0]) if image.shape[2] == 3 else np.stack([np.asarray(p) for p in planes], axis=2)
+
+
+def _planes(image: Pixels) -> list[Image.Image]:
+    # Pillow scales the channels of RGB separately, but weighs those of two or four channels by alpha.
+    if image.shape[2] == 3:
+        return [Image.fromarray(np.ascontiguousarray(image))]
+    return [Image.fromarray(np.ascontiguousarray(image[:, :, c])) for c in range(image.shape[2])]
+
+
+def _window(image: Pixels, size: tuple[int, int], top: int, left: int) -> Pixels:
+    return image[top : top + size[0], left : left + size[1]]

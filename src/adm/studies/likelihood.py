@@ -1,0 +1,88 @@
+"""Bits per dimension of a data set, batch by batch, with its conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from adm.data import Dataset, center_crop, to_model_range
+from adm.diffusion.chain import Chain
+from adm.diffusion.condition import Condition
+from adm.diffusion.likelihood import bits_per_dim
+from adm.diffusion.model import DiffusionModel
+from adm.diffusion.schedule import spaced
+from adm.guidance import guide
+from adm.guidance.clip import Clip
+from adm.runtime.errors import DataError, UsageError
+from adm.sampling import SeededNoise
+
+__all__ = ["measure_likelihood"]
+
+
+def measure_likelihood(
+    model: DiffusionModel,
+    dataset: Dataset,
+    num: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """The variational bound on the first images of a data set, with x_0 clipped as released.
+
+    num: None for all. steps: links of the chain, `spaced`; None for every timestep (the model's own bound). Noise of
+    image k comes from seed + k. The standard error is over images. Raises DataError, UsageError.
+    """
+    shape = model.image_shape
+    if shape is None:
+        raise UsageError("this model's network does not say what images it takes. Use a network with image_shape.")
+    if dataset.channels != shape[0]:
+        raise DataError(
+            f"{dataset.name}: {dataset.channels} channel(s), the model has {shape[0]}. Use its kind of data."
+        )
+    if model.num_classes is not None and len(dataset.class_names) > model.num_classes:
+        raise DataError(
+            f"{dataset.name}: more classes than the model's {model.num_classes}. Use the data it was trained on."
+        )
+    count = len(dataset) if num is None else min(num, len(dataset))
+    if count < 1 or batch_size < 1:
+        raise UsageError("ask for at least 1 image and a batch of at least 1.")
+    T = model.schedule.num_timesteps
+    chain = Chain(model.schedule, range(T) if steps is None else spaced(T, steps))
+    clipped = guide(model, Clip())
+    totals, terms = [], []
+    total_work = count * len(chain)
+    for start in range(0, count, batch_size):
+        rows = range(start, min(start + batch_size, count))
+        images = np.stack([center_crop(dataset.image(i), shape[1:]) for i in rows])
+        x0 = to_model_range(images).to(model.device)
+        label = torch.tensor([dataset.label(i) for i in rows], device=model.device)
+        cond = Condition() if model.num_classes is None else Condition(label=label)
+        noise = SeededNoise(range(seed + start, seed + rows.stop))
+        done = start * len(chain)
+        bits = bits_per_dim(
+            clipped,
+            chain,
+            x0,
+            noise,
+            cond,
+            on_step=lambda i, n=len(rows), d=done: on_progress(d + (i + 1) * n, total_work),  # type: ignore[misc]
+        )
+        totals.append(bits.total.cpu())
+        terms.append(bits.vb.cpu())
+    values = torch.cat(totals).double()
+    spread = float(values.std() / count**0.5) if count > 1 else 0.0
+    return {
+        "bits_per_dim": float(values.mean()),
+        "standard_error": spread,
+        "num": count,
+        "steps": len(chain),
+        "timesteps": T,
+        "levels": 256,
+        "seed": seed,
+        "clip": True,
+        "terms": torch.cat(terms).double().mean(dim=0).tolist(),
+    }

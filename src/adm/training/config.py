@@ -1,0 +1,115 @@
+"""Everything that defines a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adm.checkpoints.model_document import ScheduleConfig
+from adm.diffusion.losses import LossKind
+from adm.diffusion.model import Mean, Variance
+from adm.nn import ClassifierConfig, UNetConfig
+from adm.training.ema import EMAConfig
+
+__all__ = ["ClassifierTraining", "DataConfig", "DiffusionTraining", "LoopConfig", "OptimizerConfig", "TrainConfig"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and what is done to them. flip: mirror every other one; None leaves it to the data set."""
+
+    path: str
+    flip: bool | None = None
+    random_crop: bool = False
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. anneal: constant, or linear to 0 at the last step; clip_norm: bound of the gradient's norm, or None."""
+
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = 0
+    anneal: Literal["constant", "linear"] = "constant"
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}: must be above 0")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}: must be 0 or more")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}: must be above 0, or none for no bound")
+
+    def lr_at(self, step: int, num_steps: int) -> float:
+        """The rate of step `step`, counted from 0."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return self.lr * warm * (1 - step / num_steps if self.anneal == "linear" else 1.0)
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, in what portions, and how often something is written (in steps).
+
+    microbatch: images that go through the network at once; None: the whole batch. The update is the same.
+    precision: bfloat16 is autocast around the network. keep: how many checkpoints stay (2 at least).
+    """
+
+    steps: int = 10_000
+    batch_size: int = 64
+    microbatch: int | None = None
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    log_every: int = 50
+    save_every: int = 1000
+    sample_every: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "save_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: must be at least 1")
+        if self.microbatch is not None and self.microbatch < 1:
+            raise ValueError(f"microbatch is {self.microbatch}: give at least 1, or none for the whole batch")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: must be 0 or more")
+        if self.keep < 2:
+            raise ValueError(f"keep is {self.keep}: at least 2 checkpoints stay, in case the newest is damaged")
+
+
+@dataclass(frozen=True)
+class DiffusionTraining:
+    """A run of `adm train diffusion`."""
+
+    job: Literal["diffusion"]
+    data: DataConfig
+    network: UNetConfig
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    mean: Mean = "eps"
+    variance: Variance = "learned"
+    time_scale: float | None = None
+    loss: LossKind = "hybrid"
+    timesteps: Literal["uniform", "loss-second-moment"] = "uniform"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True)
+class ClassifierTraining:
+    """A run of `adm train classifier`."""
+
+    job: Literal["classifier"]
+    data: DataConfig
+    network: ClassifierConfig
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    time_scale: float | None = None
+    timesteps: Literal["uniform", "loss-second-moment"] = "uniform"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+TrainConfig = DiffusionTraining | ClassifierTraining

@@ -1,0 +1,74 @@
+"""What a run writes down while it goes: one JSON line for each logged step, and the same for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from adm.runtime import files
+from adm.training.trainer import StepResult
+
+__all__ = ["RunLog", "read_log"]
+
+
+class RunLog:
+    """`log.jsonl` and TensorBoard events of a run directory. Values are means since the line before."""
+
+    def __init__(self, directory: Path, start_step: int, log_every: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.path = directory / "log.jsonl"
+        self.log_every = log_every
+        _forget_after(self.path, start_step)
+        # Events after the step that a run continues from are hidden by TensorBoard, the lines are cut above.
+        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
+        self._pending: list[StepResult] = []
+        self._since = time.monotonic()
+
+    def add(self, result: StepResult, num_images: int) -> None:
+        """Take in a step; write a line when one is due."""
+        self._pending.append(result)
+        if result.step % self.log_every == 0:
+            self.flush(num_images)
+
+    def flush(self, num_images: int) -> None:
+        """Write what has come in since the last line, if anything."""
+        if not self._pending:
+            return
+        last, n = self._pending[-1], len(self._pending)
+        elapsed = time.monotonic() - self._since
+        line: dict[str, float] = {"step": last.step, "loss": sum(r.loss for r in self._pending) / n}
+        line |= {name: sum(r.terms[name] for r in self._pending) / n for name in last.terms}
+        line |= {"grad_norm": sum(r.grad_norm for r in self._pending) / n, "lr": last.lr}
+        line |= {"images_per_second": n * num_images / max(elapsed, 1e-9)}
+        files.append_line(self.path, json.dumps(line))
+        for name, value in line.items():
+            if name != "step":
+                self._events.add_scalar(name, value, last.step)
+        self._pending, self._since = [], time.monotonic()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def read_log(path: Path) -> list[Mapping[str, float]]:
+    """The lines of a log, oldest first; a torn last line is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop lines of steps that are about to be done again."""
+    lines = read_log(path)
+    kept = [line for line in lines if line["step"] <= step]
+    if lines != kept:
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,346 @@
+"""Reading, cropping and writing pictures, against Pillow called directly, closed forms and pixels by hand."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from adm.data import center_crop, decode, grid, png_bytes, random_crop, save_png, to_model_range, to_uint8
+from adm.data._images import MAX_ASPECT, Unreadable, open_image
+from adm.runtime.errors import DataError, UsageError
+
+
+def noise(height, width, channels=3, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def encoded(image, format="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, format=format, **options)
+    return stream.getvalue()
+
+
+def scaled_as_released(image, shorter):
+    """The released scaling for squares, in terms of the shorter side."""
+    picture = Image.fromarray(image)
+    while min(picture.size) >= 2 * shorter:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    factor = shorter / min(picture.size)
+    size = (round(picture.width * factor), round(picture.height * factor))
+    return np.array(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+# --- crops --------------------
+
+
+def test_halvings_are_means_of_pairs():
+    """64 -> 16 needs only BOX: rounded means of neighbours, first along rows, then along columns."""
+    image = noise(64, 64)
+    expected = image.astype(int)
+    for _ in range(2):
+        expected = (expected[:, ::2] + expected[:, 1::2] + 1) // 2
+        expected = (expected[::2] + expected[1::2] + 1) // 2
+    assert np.array_equal(center_crop(image, 16), expected)
+
+
+def test_center_crop_is_the_documented_sequence():
+    """100 x 75 to 16: halved to 50 x 37 and 25 x 18, then BICUBIC to 22 x 16, then 3 columns off the left."""
+    image = noise(75, 100)
+    picture = Image.fromarray(image)
+    picture = picture.resize((50, 37), Image.Resampling.BOX).resize((25, 18), Image.Resampling.BOX)
+    picture = picture.resize((22, 16), Image.Resampling.BICUBIC)
+    assert np.array_equal(center_crop(image, 16), np.array(picture)[:, 3:19])
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (16, 16), (31, 33), (32, 90), (65, 64), (200, 129)])
+@pytest.mark.parametrize("size", [8, 16, 31])
+def test_square_center_crops_are_the_released_ones(shape, size):
+    image = noise(*shape)
+    scaled = scaled_as_released(image, size)
+    top, left = (scaled.shape[0] - size) // 2, (scaled.shape[1] - size) // 2
+    assert np.array_equal(center_crop(image, size), scaled[top : top + size, left : left + size])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (13, 29)])
+def test_an_image_of_the_wanted_size_is_not_touched(size):
+    image = noise(*size)
+    assert center_crop(image, size) is image
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [(16, 48), (48, 16), (20, 20), (1, 1)])
+def test_crops_have_the_wanted_size_and_treat_channels_alike(size, channels):
+    """Each channel is cropped as a grey image would be."""
+    image = noise(50, 70, channels)
+    crops = center_crop(image, size), random_crop(image, size, (0.7, 0.9, 0.9))
+    alone = [
+        np.concatenate(planes, axis=2)
+        for planes in zip(
+            *(
+                (center_crop(image[:, :, [c]], size), random_crop(image[:, :, [c]], size, (0.7, 0.9, 0.9)))
+                for c in range(channels)
+            ),
+            strict=True,
+        )
+    ]
+    for crop, expected in zip(crops, alone, strict=True):
+        assert crop.shape == (*size, channels)
+        assert np.array_equal(crop, expected)
+
+
+def test_non_square_crops_keep_the_aspect_of_things():
+    """A vertical grey ramp stays one: 120 x 40 to 32 x 48 scales by 1.2 and keeps rows 56..88 of 144."""
+    ramp = np.broadcast_to(np.arange(120, dtype=np.uint8)[:, None, None] * 2, (120, 40, 1))
+    rows = center_crop(ramp, (32, 48))[:, :, 0]
+    expected = ((56 + np.arange(32) + 0.5) / 1.2 - 0.5) * 2
+    assert np.abs(rows - expected[:, None]).max() <= 1
+
+
+@pytest.mark.parametrize(("u", "shorter"), [(0.0, 16), (0.19, 16), (0.21, 17), (0.5, 18), (0.79, 19), (0.999, 20)])
+def test_random_crop_scales_the_shorter_side_to_16_up_to_20(u, shorter):
+    """Sides ceil(16 / 1) .. ceil(16 / 0.8), each with probability 1/5; then any window."""
+    image = noise(90, 75)
+    scaled = scaled_as_released(image, shorter)
+    assert np.array_equal(random_crop(image, 16, (u, 0, 0)), scaled[:16, :16])
+    last_top, last_left = scaled.shape[0] - 16, scaled.shape[1] - 16
+    end = random_crop(image, 16, (u, 1 - 1e-12, 1 - 1e-12))
+    assert np.array_equal(end, scaled[last_top:, last_left:])
+
+
+def test_every_window_of_a_random_crop_is_equally_likely():
+    """On a ramp of columns that is not scaled the crop's first column says where it was taken."""
+    ramp = np.broadcast_to(np.arange(24, dtype=np.uint8)[None, :, None], (16, 24, 1))
+    left = [int(random_crop(ramp, 16, (0, 0.5, (k + 0.5) / 900))[0, 0, 0]) for k in range(900)]
+    assert np.bincount(left).tolist() == [100] * 9
+
+
+@pytest.mark.parametrize("size", [0, (8, 0)])
+def test_sizes_below_one_pixel_are_refused(size):
+    with pytest.raises(UsageError, match="at least 1 pixel"):
+        center_crop(noise(8, 8), size)
+
+
+# --- the model's range --------------------
+
+
+def test_model_range_is_float32_nchw():
+    images = noise(2, 3, 4)[None]
+    x = to_model_range(images)
+    assert x.dtype == torch.float32 and x.shape == (1, 4, 2, 3) and x.is_contiguous()
+    assert np.array_equal(x.numpy(), (images.astype(np.float32) / np.float32(127.5) - 1).transpose(0, 3, 1, 2))
+
+
+def test_uint8_truncates_as_released():
+    x = torch.tensor([-2, -1, -0.9961, 0, 0.5, 0.999, 1, 3.0]).reshape(1, 1, 1, -1)
+    assert to_uint8(x).flatten().tolist() == [0, 0, 0, 127, 191, 254, 255, 255]
+    assert to_uint8(torch.zeros(2, 3, 4, 5)).shape == (2, 4, 5, 3)
+
+
+def test_truncation_takes_some_values_one_down_and_none_further():
+    values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    back = to_uint8(to_model_range(values)).numpy().astype(int)
+    assert set((values - back).flatten()) == {0, 1}
+    exact = to_uint8(to_model_range(values).double() + 1e-6).numpy()
+    assert np.array_equal(exact, values)
+
+
+# --- decoding --------------------
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP"])
+@pytest.mark.parametrize("from_file", [True, False])
+def test_lossless_files_come_back(format, from_file, tmp_path):
+    image = noise(5, 7)
+    data = encoded(Image.fromarray(image), format, **({"lossless": True} if format == "WEBP" else {}))
+    (tmp_path / "image.txt").write_bytes(data)
+    assert np.array_equal(decode(tmp_path / "image.txt" if from_file else data), image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+def test_exif_orientation_is_applied(orientation, mode):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = {
+        "RGB": noise(2, 3),
+        "L": noise(2, 3, 1)[..., 0],
+        "I;16": noise(2, 3, 1)[..., 0].astype(np.uint16) * 257,
+    }
+    data = encoded(Image.fromarray(pixels[mode]), exif=exif)
+    upright = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(decode(data).squeeze(), upright // 257 if mode == "I;16" else upright)
+
+
+def test_a_picture_taken_upright_with_the_camera_turned_stands_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
+    image = noise(2, 3)
+    assert np.array_equal(decode(encoded(Image.fromarray(image), exif=exif)), np.rot90(image, -1))
+
+
+def test_damaged_exif_does_not_cost_the_image():
+    image = noise(2, 3)
+    assert np.array_equal(decode(encoded(Image.fromarray(image), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")), image)
+
+
+def test_16_bit_grey_is_scaled_and_rounded():
+    """All 65,536 values: the nearest of 0..255 times 257, not the clip at 255 of convert("L")."""
+    wide = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    grey = decode(encoded(Image.fromarray(wide)))
+    assert grey.shape == (256, 256, 1)
+    assert np.array_equal(grey[..., 0], np.round(wide / 257))
+    assert np.array_equal(decode(encoded(Image.fromarray(wide)), 3), np.repeat(grey, 3, axis=2))
+
+
+def test_transparency_is_laid_on_white():
+    """c a + 255 (1 - a), rounded; the colour hidden under alpha 0 does not show."""
+    rgba = np.array([[[255, 0, 0, 0], [0, 0, 0, 128], [10, 200, 30, 255], [100, 50, 0, 51]]], np.uint8)
+    expected = [[[255, 255, 255], [127, 127, 127], [10, 200, 30], [224, 214, 204]]]
+    assert decode(encoded(Image.fromarray(rgba))).tolist() == expected
+    grey = np.array([[[0, 0], [0, 128], [77, 255]]], np.uint8)
+    assert decode(encoded(Image.fromarray(grey, "LA"))).tolist() == [[[255], [127], [77]]]
+
+
+def test_every_grey_and_alpha_is_laid_on_white_to_the_nearest_level():
+    grey, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    data = encoded(Image.fromarray(np.stack([grey, alpha], axis=2).astype(np.uint8), "LA"))
+    assert np.abs(decode(data)[..., 0] - (grey * alpha / 255 + 255 - alpha)).max() < 0.5
+
+
+def test_a_transparent_colour_is_white():
+    rgb = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
+    assert decode(encoded(Image.fromarray(rgb), transparency=(1, 2, 3))).tolist() == [[[255] * 3, [4, 5, 6]]]
+    grey = np.array([[7, 8]], np.uint8)
+    assert decode(encoded(Image.fromarray(grey), transparency=7)).tolist() == [[[255], [8]]]
+    wide = np.array([[0, 257, 514]], np.uint16)
+    assert decode(encoded(Image.fromarray(wide), transparency=257)).tolist() == [[[0], [255], [2]]]
+
+
+def test_palettes_become_colours_and_their_transparent_entries_white():
+    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    palette.putpalette([10, 20, 30, 200, 0, 0, 0, 0, 250])
+    assert decode(encoded(palette)).tolist() == [[[10, 20, 30], [200, 0, 0], [0, 0, 250]]]
+    assert decode(encoded(palette, transparency=1)).tolist() == [[[10, 20, 30], [255, 255, 255], [0, 0, 250]]]
+    some = encoded(palette, transparency=bytes([255, 0, 128]))
+    assert decode(some).tolist() == [[[10, 20, 30], [255, 255, 255], [127, 127, 252]]]
+    palette.putpalette([5, 5, 5, 9, 9, 9, 0, 0, 0])
+    assert decode(encoded(palette)).tolist() == [[[5], [9], [0]]]
+
+
+def test_cmyk_becomes_rgb():
+    """No ink is white, full cyan has no red, full black is black (a JPEG is exact to a level or two)."""
+    inks = np.zeros((8, 24, 4), np.uint8)
+    inks[:, 8:16, 0] = inks[:, 16:, 3] = 255
+    rgb = decode(encoded(Image.fromarray(inks, "CMYK"), "JPEG", quality=100, subsampling=0)).astype(int)
+    expected = np.repeat(np.array([[[255] * 3, [0, 255, 255], [0] * 3]]), 8, axis=1)
+    assert rgb.shape == (8, 24, 3) and np.abs(rgb - expected).max() <= 3
+
+
+def test_one_bit_is_black_and_white():
+    bits = Image.fromarray(np.array([[0, 255, 255]], np.uint8)).convert("1")
+    assert decode(encoded(bits)).tolist() == [[[0], [255], [255]]]
+
+
+def test_channels_can_be_asked_for():
+    """To grey by luma .299 R + .587 G + .114 B; to RGB by repeating."""
+    rgb = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]]], np.uint8)
+    assert decode(encoded(Image.fromarray(rgb)), 1).tolist() == [[[76], [150], [29], [9]]]
+    assert decode(encoded(Image.fromarray(rgb[..., 0])), 3).tolist() == [[[255] * 3, [0] * 3, [0] * 3, [9] * 3]]
+    with pytest.raises(UsageError, match="channels 4"):
+        decode(encoded(Image.fromarray(rgb)), 4)
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+
+
+ANIMATION = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+HOSTILE = {
+    "text": (b"hello", "not a PNG, JPEG, WEBP or BMP"),
+    "nothing": (b"", "not a PNG"),
+    "gif": (encoded(ANIMATION[0], "GIF"), "not a PNG"),
+    "truncated png": (encoded(Image.fromarray(noise(40, 40)))[:2000], "truncated"),
+    "truncated jpeg": (encoded(Image.fromarray(noise(40, 40)), "JPEG")[:900], "truncated"),
+    "many pixels": (png_header(9000, 8000), "9000x8000 is more than 67108864 pixels"),
+    "more pixels": (png_header(12000, 12000), "more than 67108864 pixels"),
+    "most pixels": (png_header(60000, 60000), "more than 67108864 pixels"),
+    "long": (png_header(1, 20000), f"1x20000 is longer than {MAX_ASPECT}:1"),
+    "animated webp": (
+        encoded(ANIMATION[0], "WEBP", save_all=True, append_images=ANIMATION[1:]),
+        "animated, 2 frames",
+    ),
+    "animated png": (
+        encoded(ANIMATION[0], "PNG", save_all=True, append_images=ANIMATION[1:]),
+        "animated, 2 frames",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_cannot_be_used_is_refused_with_its_reason(case):
+    data, reason = HOSTILE[case]
+    with pytest.raises(Unreadable, match=reason):
+        open_image(data)
+    with pytest.raises(DataError, match=r"image data cannot be read \(.*\): replace or remove it") as error:
+        decode(data)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_opened_are_named(tmp_path):
+    (tmp_path / "empty.png").touch()
+    for name, reason in [
+        ("gone.png", "no such file"),
+        ("empty.png", "empty file"),
+        (".", "not a regular file"),
+    ]:
+        with pytest.raises(DataError, match=reason) as error:
+            decode(tmp_path / name)
+        assert name.strip(".") in str(error.value)
+
+
+# --- writing --------------------
+
+
+def test_a_grid_holds_each_image_at_its_place():
+    images = noise(5 * 4, 3, 3).reshape(5, 4, 3, 3)
+    picture = grid(torch.from_numpy(images), columns=3, pad=2)
+    assert picture.shape == (2 * (4 + 2) + 2, 3 * (3 + 2) + 2, 3)
+    covered = np.zeros(picture.shape[:2], bool)
+    for k, image in enumerate(images):
+        row, column = 2 + k // 3 * 6, 2 + k % 3 * 5
+        at = np.s_[row : row + 4, column : column + 3]
+        assert np.array_equal(picture[at], image)
+        covered[at] = True
+    assert (picture[~covered] == 255).all()
+
+
+def test_a_grid_can_enlarge_by_repeating_pixels():
+    image = noise(2, 2, 1)[None]
+    picture = grid(image, pad=0, scale=3)
+    assert np.array_equal(picture, np.kron(image[0, :, :, 0], np.ones((3, 3), np.uint8))[:, :, None])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pngs_are_exact_and_repeat(channels, tmp_path):
+    image = noise(6, 5, channels)
+    save_png(tmp_path / "a.png", image)
+    assert (tmp_path / "a.png").read_bytes() == png_bytes(torch.from_numpy(image)) == png_bytes(image.copy())
+    assert np.array_equal(decode(tmp_path / "a.png"), image)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4, 1)), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 2), np.uint8)])
+def test_what_is_no_picture_is_refused(wrong):
+    with pytest.raises(UsageError, match="a PNG of"):
+        png_bytes(wrong)
+    with pytest.raises(UsageError, match="a grid of"):
+        grid(wrong)

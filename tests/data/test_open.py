@@ -1,0 +1,83 @@
+"""The words of a command line and the data that they mean."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adm.data import open_dataset
+from adm.data.digits import Digits
+from adm.data.folder import Folder
+from adm.runtime.errors import DataError
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("pets", "digits", "my.pets"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (2, 2)).save(tmp_path / folder / "x.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("spec", "split", "name"),
+    [
+        ("digits", None, "digits:train"),
+        ("digits", "test", "digits:test"),
+        ("digits:test", None, "digits:test"),
+        ("digits:all", "all", "digits:all"),
+        ("pets", None, "pets"),
+        ("./digits", None, "digits"),
+        ("my.pets", None, "my.pets"),
+    ],
+)
+def test_a_built_in_name_or_a_folder(spec, split, name, images):
+    data = open_dataset(spec, split)
+    assert data.name == name and isinstance(data, Digits if ":" in name else Folder)
+
+
+def test_channels_and_progress_reach_the_folder(images):
+    calls = []
+    assert open_dataset("pets", None, 1, lambda *call: calls.append(call)).channels == 1
+    assert calls == [(1, 1)]
+
+
+def test_a_data_set_of_ones_own_by_its_dotted_name(images, monkeypatch):
+    (images / "my_lab.py").write_text(
+        "__all__ = ['Mine']\n"
+        "class Mine:\n"
+        "    def __init__(self, text='none', channels=None):\n"
+        "        self.name = f'mine {text} {channels}'\n"
+    )
+    (images / "lab").mkdir()
+    (images / "my_lab.py").rename(images / "lab/mine.py")
+    monkeypatch.syspath_prepend(images)
+    assert open_dataset("lab.mine").name == "mine none None"
+    assert open_dataset("lab.mine:part", channels=3).name == "mine part 3"
+
+
+@pytest.mark.parametrize(
+    ("spec", "split", "match"),
+    [
+        ("digit", None, "no such folder.*did you mean 'digits'.*one of: digits"),
+        ("/nowhere/at/all", None, "no such folder.*Give a folder of images, or one of: digits"),
+        ("no.such.module", None, "no such folder"),
+        ("", None, "no such folder"),
+        ("digits:dev", None, "no split 'dev'.*train, test, all"),
+        ("digits:test", "train", "disagree"),
+        ("pets", "test", "is a folder"),
+        ("pets/x.png", None, "is a file, not a folder"),
+    ],
+)
+def test_what_is_not_understood_is_refused_with_what_is(spec, split, match, images):
+    with pytest.raises(DataError, match=match) as error:
+        open_dataset(spec, split)
+    assert "\n" not in str(error.value) and len(str(error.value)) <= 300
+
+
+def test_every_component_keeps_the_contract(images):
+    for data in (open_dataset("digits"), open_dataset("pets")):
+        image = data.image(len(data) - 1)
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == data.channels
+        assert -1 <= data.label(0) < max(len(data.class_names), 1)
+        assert len(data.fingerprint) == 64 and isinstance(data.default_flip, bool) and data.name
