@@ -50,7 +50,9 @@ class MixtureDenoiser:
     def _var_frac(self, t: Time, alpha: Tensor, sigma: Tensor) -> Tensor:
         if self.links is None:
             return torch.zeros((), dtype=torch.float64)
-        link = self.links[float(t)]
+        link = self.links.get(float(t))
+        if link is None:  # a second evaluation at the chain's end, where no variance is needed
+            return torch.zeros((), dtype=torch.float64)
         var_x0 = self.variances[0] * sigma**2 / (alpha**2 * self.variances[0] + sigma**2)
         c1 = link.beta * link.alpha_bar_s.sqrt() / (1 - link.alpha_bar)
         optimal = link.beta_tilde + c1**2 * var_x0
