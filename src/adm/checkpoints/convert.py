@@ -14,7 +14,7 @@ from adm.checkpoints.model_document import Model, ScheduleConfig, make_schedule
 from adm.diffusion.model import DiffusionModel, NoisyClassifier
 from adm.nn import ClassifierConfig, EncoderClassifier, UNet, UNetConfig
 from adm.runtime import files
-from adm.runtime.errors import UsageError
+from adm.runtime.errors import DamagedError, UsageError
 from adm.runtime.text import shown_path
 
 __all__ = ["convert", "model_from_released"]
@@ -37,7 +37,10 @@ def convert(source: str | Path, destination: str | Path, flags: str | Mapping[st
     state_dict = openai.read_pt(source)
     # Released command lines name the flags of both networks: the file says which of them it is.
     spec = openai.read_flags(flags, "classifier" if openai.is_classifier(state_dict) else "unet")
-    model = model_from_released(state_dict, spec)
+    try:
+        model = model_from_released(state_dict, spec)
+    except DamagedError as error:
+        raise DamagedError(f"{shown_path(Path(source))}: {error}") from error
     provenance: dict[str, object] = {
         "source": Path(source).name,
         "sha256": files.sha256_file(source),

@@ -28,6 +28,10 @@ class ScheduleConfig:
     num_timesteps: int = 1000
     alpha_bar: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.num_timesteps < 1:
+            raise ValueError(f"num_timesteps is {self.num_timesteps}: must be at least 1")
+
 
 @dataclass(frozen=True)
 class DiffusionDocument:
@@ -85,12 +89,18 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 def build_model(document: Any, where: str = "model.json") -> Model:
-    """The model of a document, its weights not yet there (on the meta device): `set_weights` brings them."""
+    """The model of a document, its weights not yet there (on the meta device): `set_weights` brings them.
+
+    Raises DamagedError for what is not a document of ours.
+    """
     kind = document.get("kind") if isinstance(document, Mapping) else None
-    if kind == "diffusion":
-        return _build_diffusion(from_dict(DiffusionDocument, document, where))
-    if kind == "classifier":
-        return _build_classifier(from_dict(ClassifierDocument, document, where))
+    try:
+        if kind == "diffusion":
+            return _build_diffusion(from_dict(DiffusionDocument, document, where))
+        if kind == "classifier":
+            return _build_classifier(from_dict(ClassifierDocument, document, where))
+    except UsageError as error:
+        raise DamagedError(str(error)) from error
     raise DamagedError(f"{where}: kind is {kind!r}, not diffusion or classifier. Was this file written by adm?")
 
 

@@ -24,7 +24,7 @@ class Link:
 
     last: the step ends at clean data (s = -1), where no noise is added.
     beta: 1 - alpha_bar / alpha_bar_s; beta_tilde: the variance of q(x_s | x_t, x_0), DDPM Eq. 7.
-    log_beta_tilde: at the last step, where beta_tilde is 0, it is the log of the next link's (as released).
+    log_beta_tilde: at the last step, where beta_tilde is 0, it is that of the link before (as released).
     """
 
     t: Tensor
@@ -43,11 +43,14 @@ class Link:
         c2 = (1 - self.alpha_bar_s) * (1 - self.beta).sqrt() / (1 - self.alpha_bar)
         return expand(c1, x_t) * x0 + expand(c2, x_t) * x_t
 
-    def log_var(self, var_frac: Tensor) -> Tensor:
+    def log_var(self, var_frac: Tensor | float) -> Tensor:
         """log Sigma = f log beta + (1 - f) log beta_tilde, iDDPM Eq. 15. The fraction f is never clamped.
 
-        var_frac: anything that broadcasts over an image batch: a number, (N, 1, 1, 1) or (N, C, H, W).
+        var_frac: a number, or a tensor that broadcasts over an image batch, (N, 1, 1, 1) or (N, C, H, W). The result
+        broadcasts likewise; a number on links of shape (N,) gives (N,), for `expand`.
         """
+        if not isinstance(var_frac, Tensor):
+            var_frac = torch.tensor(var_frac, dtype=torch.float64)
         return var_frac * expand(self.log_beta, var_frac) + (1 - var_frac) * expand(self.log_beta_tilde, var_frac)
 
     def __getitem__(self, index: int | Tensor) -> Link:
@@ -132,7 +135,7 @@ def _links(schedule: Schedule, times: Tensor) -> Link:
     alpha_bar, alpha_bar_s = alpha_bars[:-1], alpha_bars[1:]
     beta = 1 - alpha_bar / alpha_bar_s
     beta_tilde = beta * (1 - alpha_bar_s) / (1 - alpha_bar)  # DDPM Eq. 7
-    # Released: at t = 0 the log takes the next link's beta_tilde, for its own is 0. A single link has no next one.
+    # Released: at t = 0 the log takes the beta_tilde of the link before, for its own is 0. A single link takes beta.
     floor = beta_tilde[-2:-1] if len(beta) > 1 else beta[-1:]
     clipped = torch.cat([beta_tilde[:-1], torch.where(beta_tilde[-1:] > 0, beta_tilde[-1:], floor)])
     return Link(

@@ -31,9 +31,10 @@ class Condition:
             raise ValueError(f"labels of shape {tuple(label.shape)} and {label.dtype}: give one whole number per image")
         object.__setattr__(self, "label", label.long())
 
-    def __getitem__(self, rows: slice | Tensor) -> Condition:
-        """The conditions of some images, by slice, mask or index."""
-        return self._map(lambda tensor: tensor[rows])
+    def __getitem__(self, rows: int | slice | Tensor) -> Condition:
+        """The conditions of some images, by slice, mask, indices, or the number of one image."""
+        some = slice(rows, rows + 1 or None) if isinstance(rows, int) else rows
+        return self._map(lambda tensor: tensor[some])
 
     def to(self, device: torch.device | str) -> Condition:
         return self._map(lambda tensor: tensor.to(device))

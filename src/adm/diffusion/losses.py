@@ -14,6 +14,7 @@ from adm.diffusion.chain import Link
 from adm.diffusion.condition import Condition
 from adm.diffusion.model import DiffusionModel, NetworkOutput
 from adm.diffusion.prediction import Prediction
+from adm.diffusion.schedule import expand
 
 __all__ = [
     "Decoder",
@@ -48,7 +49,8 @@ def denoising_loss(
         its weight 1 is the paper's 0.001 at T = 1000, since L_vlb is T times the mean of vb.
     hybrid_rescaled: vb * T / 1000 in place of vb (the released rescale_learned_sigmas); the same at T = 1000.
     vlb: vb alone with its full gradient; vlb_rescaled: times T (the released use_kl).
-    With a fixed variance the hybrid losses are simple, as released. x0, eps: (N, C, H, W) in [-1, 1] and normal.
+    With a fixed variance the hybrid losses are simple, as released. x0: (N, C, H, W) in [-1, 1]; eps: normals of its
+    shape.
     """
     t = link.t
     x_t = model.schedule.q_sample(x0, t, eps)
@@ -76,7 +78,8 @@ def variational_bound(
     """
     x_t = prediction.x_t
     mean = link.mean(prediction.x0, x_t)
-    log_var = link.log_var(prediction.var_frac).expand_as(mean)
+    log_var = link.log_var(prediction.var_frac)
+    log_var = (expand(log_var, mean) if log_var.ndim == 1 else log_var).expand_as(mean)
     true_log_var = link.log_var(torch.zeros_like(log_var))
     kl = normal_kl(link.mean(x0, x_t), true_log_var, mean, log_var)
     if decoder == "discrete":
@@ -103,7 +106,7 @@ def discretized_gaussian_log_likelihood(x0: Tensor, mean: Tensor, log_std: Tenso
     inverse_std = (-log_std).exp()
     upper = _approximate_cdf((x0 - mean + half_bin) * inverse_std)
     lower = _approximate_cdf((x0 - mean - half_bin) * inverse_std)
-    # Edges at a quarter of a bin, 0.999 for 256 levels: below it lies only the outermost level.
+    # The released edge, 0.999 for 256 levels, in units of half a bin: beyond it lies only the outermost level.
     edge = 1 - 0.255 * half_bin
     lowest = upper.clamp(min=1e-12).log()
     highest = (1 - lower).clamp(min=1e-12).log()

@@ -33,7 +33,7 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class NetworkOutput:
-    """The halves of a raw output: the mean's parametrization and, with learned variance, v in Eq. 15 (or None)."""
+    """The halves of a raw output: the mean's parametrization and, if learned, 2 var_frac - 1 (else None)."""
 
     mean: Tensor
     variance: Tensor | None

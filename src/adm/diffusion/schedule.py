@@ -135,6 +135,8 @@ def spaced(T: int, counts: int | str | Sequence[int]) -> list[int]:
     if isinstance(counts, str):
         counts = _parse_counts(counts)
     sections = [counts] if isinstance(counts, int) else list(counts)
+    if len(sections) == 1 and not 1 <= sections[0] <= T:
+        raise ValueError(f"cannot take {sections[0]} of {T} timesteps: use 1 to {T}")
     if not sections or any(count < 1 for count in sections):
         raise ValueError(f"counts {counts!r}: give at least one step to each section")
     timesteps: list[int] = []

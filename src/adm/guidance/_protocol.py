@@ -34,7 +34,7 @@ class Guidance(Protocol):
 
 
 class GuidedDenoiser(ABC):
-    """A denoiser around a denoiser: forwards its schedule and its device."""
+    """A denoiser around a denoiser: forwards its schedule, device and image shape."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser

@@ -69,11 +69,15 @@ class _ClassifierGuided(GuidedDenoiser):
 
 
 def _check_fits(classifier: Classifier, denoiser: Denoiser) -> None:
+    if not hasattr(classifier, "grad_log_prob"):
+        raise ValueError(
+            f"a {type(classifier).__name__} is no classifier: give an adm.NoisyClassifier, or adm.load one"
+        )
     schedule = getattr(classifier, "schedule", None)
     if schedule is not None and not schedule.same_as(denoiser.schedule):
         raise ValueError(
-            f"the classifier was trained for another noise schedule (T = {schedule.num_timesteps}) than the model "
-            f"(T = {denoiser.schedule.num_timesteps}): use a classifier that was trained with the model's schedule"
+            f"the classifier was trained for another noise schedule ({_described(schedule)}) than the model "
+            f"({_described(denoiser.schedule)}): use a classifier that was trained with the model's schedule"
         )
     ours, theirs = getattr(classifier, "image_shape", None), getattr(denoiser, "image_shape", None)
     if ours is not None and theirs is not None and tuple(ours) != tuple(theirs):
@@ -81,6 +85,11 @@ def _check_fits(classifier: Classifier, denoiser: Denoiser) -> None:
             f"the classifier was trained on images of {_size(ours)}, the model makes {_size(theirs)}: "
             "use a classifier of the model's size"
         )
+
+
+def _described(schedule: Schedule) -> str:
+    T = schedule.num_timesteps
+    return f"T = {T}, alpha_bar = {float(schedule.alpha_bar[T // 2]):.3g} half-way"
 
 
 def _size(shape: tuple[int, int, int]) -> str:

@@ -19,8 +19,8 @@ __all__ = ["Clip"]
 class Clip:
     """Clamp the predicted x_0 to [-limit, limit], as the released clip_denoised does; eps follows.
 
-    after: clamp once more what the gradient has made of x_0, as few-step solvers want. The gradient is then folded
-    into eps at (x_t, t) for every sampler (ADM Alg. 2), DDPM's too.
+    after: clamp what the gradient has made of x_0, as few-step solvers want; a plain Clip may stand beside it. The
+    gradient is then folded into eps at (x_t, t) for every sampler (ADM Alg. 2), DDPM too.
     """
 
     limit: float = 1.0

@@ -154,7 +154,7 @@ def _changed(config: Any, changes: Mapping[str, Any], owner: str) -> Any:
         return dataclasses.replace(config, **values)
     except ValueError as error:
         given = ", ".join(f"{owner}{name}={v}" for name, v in changes.items() if not isinstance(v, dict))
-        raise UsageError(f"{one_line(given)}: {one_line(error, 150)}") from error
+        raise UsageError(f"{one_line(given)}: {one_line(error, 150)}" if given else one_line(error, 200)) from error
 
 
 def difference(a: Any, b: Any) -> list[tuple[str, Any, Any]]:

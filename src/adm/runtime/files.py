@@ -55,6 +55,7 @@ __all__ = [
     "remove",
     "remove_partials",
     "require_space",
+    "require_writable",
     "sha256_file",
     "verify_directory",
     "write_bytes",
@@ -171,6 +172,19 @@ def require_space(path: _disk.PathLike, needed: int) -> None:
     if free is not None and free < needed:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise _disk.explanation(full, "write", _disk.absolute(path), needed)
+
+
+def require_writable(path: _disk.PathLike) -> None:
+    """Fails as writing the file `path` would, before the work whose result it is to hold; leaves nothing behind."""
+    path = _disk.absolute(path)
+    make_directory(path.parent)
+    if path.is_dir():
+        directory = OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        raise _disk.explanation(directory, "write", path)
+    probe = _disk.partial_name(path, hidden=True)
+    with _disk.open_new(probe, path):
+        pass
+    _disk.discard(probe)
 
 
 def move(source: _disk.PathLike, target: _disk.PathLike) -> None:

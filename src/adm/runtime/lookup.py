@@ -24,7 +24,7 @@ from adm.runtime.text import nearest, one_line, split_list
 __all__ = ["Resolve", "Spec", "available", "build", "find", "parse_spec"]
 
 Resolve = Callable[[Any, str], object]
-"""(annotation, text) -> the object of that type which the text names: a model by its path or preset."""
+"""(annotation, text) -> the object of that type which the text names, such as a model by its path."""
 
 PART = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
 

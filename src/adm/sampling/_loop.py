@@ -23,7 +23,8 @@ __all__ = ["StepEvent", "sample", "timesteps_for"]
 class StepEvent:
     """What `on_step` sees after step i from t to s.
 
-    prediction: what the denoiser returned at (x_t, t); guidance travels with it and is not folded in.
+    prediction: what the denoiser returned first, at (x_t, t); guidance travels with it and is not folded in. None if
+    the sampler did not ask.
     """
 
     i: int

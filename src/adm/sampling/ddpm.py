@@ -37,6 +37,8 @@ class DDPM:
     def step(self, denoise: Denoise, x_t: Tensor, link: Link, noise: Draw, state: None) -> tuple[Tensor, None]:
         prediction = denoise(x_t, link.t)
         log_var = link.log_var(prediction.var_frac)
+        if log_var.ndim == 1:  # a link for each image, and one fraction for all of them
+            log_var = expand(log_var, x_t)
         mean = link.mean(prediction.x0, x_t)
         if prediction.guidance is not None:
             at, time = (x_t, link.t) if self.grad_at == "x_t" else (mean, link.s)

@@ -9,6 +9,7 @@ from adm.checkpoints.model_document import ScheduleConfig
 from adm.diffusion.losses import LossKind
 from adm.diffusion.model import Mean, Variance
 from adm.nn import ClassifierConfig, UNetConfig
+from adm.runtime.randomness import MAX_SEED
 from adm.training.ema import EMAConfig
 
 __all__ = ["ClassifierTraining", "DataConfig", "DiffusionTraining", "LoopConfig", "OptimizerConfig", "TrainConfig"]
@@ -16,7 +17,7 @@ __all__ = ["ClassifierTraining", "DataConfig", "DiffusionTraining", "LoopConfig"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and what is done to them. flip: mirror every other one; None leaves it to the data set."""
+    """Which images, and what is done to them. flip: mirror each with probability 1/2; None: as the data set says."""
 
     path: str
     flip: bool | None = None
@@ -26,7 +27,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. anneal: constant, or linear to 0 at the last step; clip_norm: bound of the gradient's norm, or None."""
+    """AdamW. anneal: constant, or linear to 0 after the last step; clip_norm: bound of the gradient's norm, or None."""
 
     lr: float = 3e-4
     weight_decay: float = 0.0
@@ -53,8 +54,8 @@ class OptimizerConfig:
 class LoopConfig:
     """How long, in what portions, and how often something is written (in steps).
 
-    microbatch: images that go through the network at once; None: the whole batch. The update is the same.
-    precision: bfloat16 is autocast around the network. keep: how many checkpoints stay (2 at least).
+    microbatch: images that go through the network at once; None: the whole batch. The update is the same, but for what
+    dropout draws. precision: bfloat16 is autocast around the network. keep: how many checkpoints stay (2 at least).
     """
 
     steps: int = 10_000
@@ -73,8 +74,8 @@ class LoopConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: must be at least 1")
         if self.microbatch is not None and self.microbatch < 1:
             raise ValueError(f"microbatch is {self.microbatch}: give at least 1, or none for the whole batch")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}: must be 0 or more")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed is {self.seed}: must lie in 0..2**64-1")
         if self.keep < 2:
             raise ValueError(f"keep is {self.keep}: at least 2 checkpoints stay, in case the newest is damaged")
 
@@ -95,6 +96,14 @@ class DiffusionTraining:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        channels, learned = self.network.in_channels, self.variance == "learned"
+        if self.network.out_channels != (2 if learned else 1) * channels:
+            raise ValueError(
+                f"network.out_channels is {self.network.out_channels}: variance {self.variance} of {channels}-channel "
+                f"images needs {2 * channels if learned else channels}"
+            )
 
 
 @dataclass(frozen=True)

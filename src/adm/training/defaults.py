@@ -58,7 +58,7 @@ def default_config(
         raise DataError(f"{path}: no classes; a classifier needs the images of each class in a folder of its own.")
     return ClassifierTraining(
         "classifier",
-        DataConfig(path, random_crop=side >= 32),
+        DataConfig(path, random_crop=side >= 16),
         ClassifierConfig(num_classes=classes, **trunk),  # type: ignore[arg-type]
         schedule,
         optimizer=OptimizerConfig(lr=1e-3 if side < 16 else 3e-4, weight_decay=0.05, warmup_steps=100, anneal="linear"),

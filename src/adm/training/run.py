@@ -25,7 +25,7 @@ from adm.guidance.clip import Clip
 from adm.nn import EncoderClassifier, UNet
 from adm.runtime import files, randomness
 from adm.runtime.config import difference, from_dict, to_dict
-from adm.runtime.errors import DataError, DivergedError, StoppedError, UsageError
+from adm.runtime.errors import AdmError, DataError, DivergedError, StoppedError, UsageError
 from adm.runtime.text import one_line, shown_path
 from adm.sampling import SeededNoise, sample
 from adm.sampling.ddim import DDIM
@@ -36,6 +36,7 @@ from adm.training.trainer import StepResult, Trainer
 __all__ = ["Progress", "new_model", "read_config", "train"]
 
 MAY_CHANGE = {
+    "data.path",  # the images themselves are recognised by their fingerprint
     "data.workers",
     "loop.keep",
     "loop.log_every",
@@ -120,11 +121,12 @@ class _Run:
             on_progress(Progress(trainer.step, loop.steps, result))
             done = trainer.step >= loop.steps
             stopped = stop_requested() and not done
+            # The grid first: a run killed between the two does this step again, and misses no grid.
+            if done or trainer.step % loop.sample_every == 0:
+                self.save_grid()
             if done or stopped or trainer.step % loop.save_every == 0:
                 log.flush(loop.batch_size)
                 self.save()
-            if done or trainer.step % loop.sample_every == 0:
-                self.save_grid()
             if done:
                 break
             if stopped:
@@ -144,7 +146,10 @@ class _Run:
             "config": to_dict(self.config),
             "state": trainer.state() | {"data": self.dataset.fingerprint, "torch": torch.__version__},
         }
-        checkpoint_format.save(directory, tensors=trainer.tensors(), documents=documents)
+        try:
+            checkpoint_format.save(directory, tensors=trainer.tensors(), documents=documents)
+        except DivergedError as error:
+            raise DivergedError(f"step {trainer.step}: {error} {self._last_good()}") from None
         self.saved_step = trainer.step
         checkpoint_format.retain(checkpoints, self.config.loop.keep)
 
@@ -275,7 +280,15 @@ def refuse_foreign(out: Path) -> None:
         return
     if not out.is_dir():
         raise UsageError(f"{shown_path(out)} is a file. Choose another --out.")
-    ours = {"config.json", "checkpoints", "log.jsonl"}
     names = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")}
-    if names and not names & ours:
+    if names and not (names & {"checkpoints", "log.jsonl"} or is_run_config(out / "config.json")):
         raise UsageError(f"{shown_path(out)} is not empty and holds no run. Choose another --out.")
+
+
+def is_run_config(path: Path) -> bool:
+    """Whether the file is ours: other programs write a config.json too, which must not be overwritten."""
+    try:
+        document = files.read_json(path)
+    except AdmError:
+        return False
+    return isinstance(document, Mapping) and "job" in document

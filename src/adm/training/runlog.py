@@ -54,21 +54,22 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[Mapping[str, float]]:
-    """The lines of a log, oldest first; a torn last line is left out."""
+    """The lines of a log, oldest first; torn and damaged ones are left out."""
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text().splitlines():
+    lines: list[Mapping[str, float]] = []
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
-            break
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
     return lines
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop lines of steps that are about to be done again."""
-    lines = read_log(path)
-    kept = [line for line in lines if line["step"] <= step]
-    if lines != kept:
-        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    """Drop lines of steps that are about to be done again, and unreadable ones."""
+    kept = "".join(json.dumps(line) + "\n" for line in read_log(path) if line["step"] <= step)
+    if path.exists() and path.read_bytes() != kept.encode():
+        files.write_text(path, kept)

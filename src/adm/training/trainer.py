@@ -68,8 +68,13 @@ class Trainer:
         examples = Examples(batch.images, batch.label)
         t, weight, noise = self._draw(examples)
         losses, terms = self._backward(examples, noise, weight)
-        grad_norm = float(clip_gradients(self.model.network, config.optimizer.clip_norm))
+        gradients = [p.grad for p in self.model.network.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        grad_norm = float(norm)
+        # Before clipping, which spreads a NaN to all of them.
         self._check_finite(losses, grad_norm)
+        if config.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.network.parameters(), config.optimizer.clip_norm, norm)
         lr = config.optimizer.lr_at(self.step, config.loop.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -148,12 +153,13 @@ class Trainer:
         self.model.network.load_state_dict(dict(tensors["model"]))
         self.ema.restore(tensors["ema"], int(state["ema_updates"]))
         self.timesteps = self.timesteps.restored(dict(tensors["timesteps"]))
+        kept: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors["optimizer"].items():
+            name, _, what = key.rpartition(".")
+            kept.setdefault(name, {})[what] = value
         for name, p in self.model.network.named_parameters():
-            kept = {
-                key.rpartition(".")[2]: v for key, v in tensors["optimizer"].items() if key.rpartition(".")[0] == name
-            }
-            # AdamW keeps its step count on the CPU unless it is fused on the device itself.
-            self.optimizer.state[p] = {key: v.clone().to(p.device) for key, v in kept.items()}
+            # A fused AdamW keeps its step count beside the weights too.
+            self.optimizer.state[p] = {what: value.clone().to(p.device) for what, value in kept.get(name, {}).items()}
 
 
 def make_objective(model: DiffusionModel | NoisyClassifier, config: TrainConfig) -> Objective[Any]:
@@ -168,8 +174,3 @@ def make_timesteps(model: DiffusionModel | NoisyClassifier, config: TrainConfig)
     assert model.schedule is not None, "models made from a training config have a schedule"
     T = model.schedule.num_timesteps
     return Uniform(T) if config.timesteps == "uniform" else LossSecondMoment.new(T)
-
-
-def clip_gradients(network: torch.nn.Module, bound: float | None) -> Tensor:
-    """Scale all gradients so that their common norm is at most the bound; returns the norm before."""
-    return torch.nn.utils.clip_grad_norm_(network.parameters(), float("inf") if bound is None else bound)

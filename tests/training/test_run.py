@@ -1,0 +1,307 @@
+"""What a run directory accepts, refuses and holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import adm
+from adm.runtime.config import difference, from_dict, to_dict
+from adm.runtime.errors import DataError, ResourceError, UsageError
+from adm.training import run as training_run
+from adm.training.run import MAY_CHANGE, new_model, read_config
+from adm.training.runlog import read_log
+from tiny_runs import Stripes, contents, global_states, in_new_process, run, start_process, tiny
+
+# ---- what defines a run ---------------------------------------------------------------------------
+
+MAY = {
+    "data.path", "data.workers", "loop.keep", "loop.log_every", "loop.microbatch", "loop.sample_every", "loop.save_every",
+    "loop.steps", "optimizer.lr",
+}  # fmt: skip
+OTHER: dict[str, Any] = {
+    "data.path": "the same images, moved",
+    "data.flip": True,
+    "network.image_size": [8, 8],
+    "network.num_head_channels": 4,
+    "network.channel_mult": [1, 3],
+    "network.attention_resolutions": [8],
+    "network.model_channels": 16,
+    "network.num_classes": 3,
+    "network.out_channels": 3,
+    "network.pool": "spatial",
+    "schedule.name": "linear",
+    "schedule.alpha_bar": [0.9, 0.1],
+    "mean": "v",
+    "variance": "small",
+    "time_scale": 0.5,
+    "loss": "simple",
+    "timesteps": "loss-second-moment",
+    "optimizer.betas": [0.5, 0.9],
+    "optimizer.anneal": "linear",
+    "optimizer.clip_norm": 0.5,
+    "ema.kind": "constant",
+    "ema.rate": 0.5,
+    "loop.microbatch": 2,
+    "loop.precision": "bfloat16",
+}
+
+# What can only be changed together with something else.
+TOGETHER: dict[tuple[str, str], dict[str, Any]] = {
+    ("diffusion", "variance"): {"network.out_channels": 1},
+    ("diffusion", "network.in_channels"): {"network.out_channels": 4},
+    ("diffusion", "network.out_channels"): {"network.out_channels": 1, "variance": "small"},
+}
+
+
+def leaves(config: object, owner: str = "") -> list[tuple[str, Any]]:
+    out = []
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        name = owner + field.name
+        out += leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else [(name, value)]
+    return out
+
+
+def changed(config: Any, name: str, value: Any) -> Any:
+    if name in OTHER:
+        value = OTHER[name]
+    else:
+        assert isinstance(value, (bool, int, float)), f"{name} is new: say in OTHER what to change it to"
+        value = not value if isinstance(value, bool) else value + (1 if isinstance(value, int) else 0.25)
+    document = to_dict(config)
+    for dotted, new in {name: value, **TOGETHER.get((config.job, name), {})}.items():
+        place = document
+        *owners, last = dotted.split(".")
+        for owner in owners:
+            place = place[owner]
+        place[last] = new
+    return from_dict(type(config), document)
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory) -> dict[str, Path]:
+    made = {}
+    for job in ("diffusion", "classifier"):
+        made[job] = tmp_path_factory.mktemp("run") / job
+        run(tiny(job, "loop.steps=2", "loop.save_every=1"), made[job])
+    return made
+
+
+ALL = [(job, name) for job in ("diffusion", "classifier") for name, _ in leaves(tiny(job)) if name != "job"]
+
+
+def test_what_may_change_is_the_list_here_and_names_of_the_config() -> None:
+    assert MAY_CHANGE == MAY
+    assert {name for _, name in ALL} >= MAY
+
+
+@pytest.mark.parametrize(("job", "name"), [(job, name) for job, name in ALL if name not in MAY])
+def test_an_option_that_defines_the_run_is_refused_by_name(job: str, name: str, two_steps) -> None:
+    config = tiny(job, "loop.steps=4", "loop.save_every=1")
+    value = dict(leaves(config))[name]
+    other = changed(config, name, value)
+    names = [entry[0] for entry in difference(config, other)]
+    assert name in names and not MAY & set(names)
+    before = contents(two_steps[job])
+    trainer = training_run.Trainer(new_model(config), config)
+    newest = two_steps[job] / "checkpoints" / "step-00000002"
+    with pytest.raises(UsageError) as info:
+        training_run.restore(trainer, newest, other, Stripes())
+    message = str(info.value)
+    assert message.startswith(f"this run was started with {names[0]}=") and "choose another --out" in message
+    assert "\n" not in message and trainer.step == 0
+    assert contents(two_steps[job]) == before
+
+
+@pytest.mark.parametrize("name", sorted(MAY))
+def test_an_option_that_may_change_is_noted(name: str, two_steps) -> None:
+    config = tiny("diffusion", "loop.steps=2", "loop.save_every=1")
+    other = changed(config, name, dict(leaves(config))[name])
+    trainer = training_run.Trainer(new_model(other), other)
+    notes = training_run.restore(trainer, two_steps["diffusion"] / "checkpoints" / "step-00000002", other, Stripes())
+    assert notes[0] == "continuing from step 2" and trainer.step == 2
+    ((_, old, new),) = difference(config, other)
+    assert notes[1:] == [f"{name}: {old} -> {new}"]
+
+
+def test_train_refuses_another_option_and_leaves_the_run_as_it_was(two_steps) -> None:
+    before = contents(two_steps["diffusion"])
+    with pytest.raises(UsageError, match=r"started with loop.batch_size=5, you asked for 6"):
+        run(tiny("diffusion", "loop.batch_size=6", "loop.steps=4"), two_steps["diffusion"])
+    with pytest.raises(UsageError, match="is a diffusion run, not classifier"):
+        run(tiny("classifier"), two_steps["diffusion"])
+    assert contents(two_steps["diffusion"]) == before
+
+
+def test_other_images_are_refused(two_steps) -> None:
+    with pytest.raises(DataError, match="stripes: the images are not those that this run was started with"):
+        run(tiny("diffusion", "loop.steps=4", "loop.save_every=1"), two_steps["diffusion"], dataset=Stripes(noise=21.0))
+
+
+def test_a_changed_rate_is_applied(two_steps, tmp_path: Path) -> None:
+    out = shutil.copytree(two_steps["diffusion"], tmp_path / "run")
+    seen = []
+    run(tiny("diffusion", "loop.steps=3", "optimizer.lr=0.5"), out, on_progress=lambda p: seen.append(p.result))
+    assert [result.lr for result in seen if result] == [0.5]
+
+
+# ---- the directory --------------------------------------------------------------------------------
+
+
+def test_a_finished_run_returns_at_once_and_changes_nothing(two_steps, monkeypatch) -> None:
+    before = contents(two_steps["classifier"])
+    monkeypatch.setattr(training_run.Trainer, "advance", lambda *_: pytest.fail("a step was taken"))
+    newest = run(tiny("classifier", "loop.steps=2", "loop.save_every=1"), two_steps["classifier"])
+    assert newest == two_steps["classifier"] / "checkpoints" / "step-00000002"
+    assert run(tiny("classifier", "loop.steps=1", "loop.save_every=1"), two_steps["classifier"]) == newest
+    assert contents(two_steps["classifier"]) == before
+
+
+def test_a_run_directory_holds_what_the_design_says(two_steps) -> None:
+    names = {path.name for path in two_steps["diffusion"].iterdir()}
+    assert names == {"config.json", "checkpoints", "log.jsonl", "tensorboard", "samples"}
+    assert {p.name for p in (two_steps["diffusion"] / "checkpoints" / "step-00000002").iterdir()} == {
+        "MANIFEST.json", "config.json", "model.json", "state.json",
+        "ema.safetensors", "model.safetensors", "optimizer.safetensors", "timesteps.safetensors",
+    }  # fmt: skip
+    assert [p.name for p in (two_steps["diffusion"] / "samples").iterdir()] == ["step-00000002.png"]
+    assert read_config(two_steps["diffusion"]) == tiny("diffusion", "loop.steps=2", "loop.save_every=1")
+    assert b"pickle" not in b"".join(contents(two_steps["diffusion"] / "checkpoints").values())
+
+
+def test_a_log_line_is_the_mean_since_the_line_before(tmp_path: Path) -> None:
+    results = []
+    run(tiny("classifier", "loop.log_every=3", "loop.steps=8", "loop.save_every=100"), tmp_path / "run",
+        on_progress=lambda p: results.append(p.result))  # fmt: skip
+    results = [result for result in results if result]
+    lines = read_log(tmp_path / "run" / "log.jsonl")
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    for line, first, last in zip(lines, (0, 3, 6), (3, 6, 8), strict=True):
+        part = results[first:last]
+        assert line["loss"] == pytest.approx(sum(r.loss for r in part) / len(part))
+        assert line["accuracy"] == pytest.approx(sum(r.terms["accuracy"] for r in part) / len(part))
+        assert line["lr"] == part[-1].lr
+
+
+@pytest.mark.parametrize("there", ["notes.txt", "config.json"])
+def test_a_directory_that_holds_something_else_is_refused_and_left_alone(there: str, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / there).write_text('{"architectures": ["Other"]}')
+    with pytest.raises(UsageError, match=r"mine is not empty and holds no run. Choose another --out"):
+        run(tiny("diffusion"), out)
+    assert contents(out) == {there: b'{"architectures": ["Other"]}'}
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match=r"out is a file. Choose another --out"):
+        run(tiny("diffusion"), tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_empty_directory_or_one_that_only_began_is_a_fresh_start(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(to_dict(tiny("diffusion", "loop.seed=7"))))
+    (tmp_path / "run" / ".lock").write_text("")
+    run(tiny("diffusion", "loop.steps=1"), tmp_path / "run")
+    assert read_config(tmp_path / "run").loop.seed == 0
+
+
+def hold(out: Path, marker: Path) -> None:
+    """A run that never ends."""
+
+    def wait(progress) -> None:
+        marker.touch()
+        time.sleep(60)
+
+    run(tiny("classifier"), out, on_progress=wait)
+
+
+def test_a_second_writer_is_refused_at_once_and_may_write_once_the_first_is_dead(tmp_path: Path) -> None:
+    process = start_process(hold, tmp_path / "run", tmp_path / "marker")
+    try:
+        while not (tmp_path / "marker").exists():
+            assert process.is_alive()
+            time.sleep(0.01)
+        start = time.monotonic()
+        with pytest.raises(ResourceError, match=rf"is in use by pid {process.pid} on .* since"):
+            run(tiny("classifier"), tmp_path / "run")
+        assert time.monotonic() - start < 5
+    finally:
+        process.kill()
+        process.join()
+    run(tiny("classifier", "loop.steps=1"), tmp_path / "run")
+
+
+def test_a_moved_run_loads_and_goes_on(tmp_path: Path) -> None:
+    run(tiny("diffusion", "loop.steps=2"), tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    moved = (tmp_path / "a").rename(tmp_path / "b" / "renamed")
+    adm.load(moved)
+    run(tiny("diffusion", "loop.steps=3"), moved)
+    whole = run(tiny("diffusion", "loop.steps=3"), tmp_path / "whole")
+    assert contents(moved / "checkpoints" / "step-00000003") == contents(whole)
+
+
+# ---- what data a run takes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "said"),
+    [
+        ("channels", 3, "images have 3 channel.s., the network takes 1"),
+        ("class_names", (), "no classes; put the images of each class into a folder of its own"),
+        ("class_names", ("a", "b", "c"), "3 classes, but network.num_classes is 2"),
+    ],
+)
+def test_data_that_the_network_is_not_made_for_are_refused_before_anything_is_written(
+    attribute: str, value: Any, said: str, tmp_path: Path
+) -> None:
+    data = Stripes()
+    setattr(data, attribute, value)
+    with pytest.raises(DataError, match=said):
+        run(tiny("classifier"), tmp_path / "run", dataset=data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="24 images but batch 25"):
+        run(tiny("diffusion", "loop.batch_size=25"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# ---- the whole run and the world around it --------------------------------------------------------
+
+
+def test_a_run_leaves_the_global_generators_as_they_were(tmp_path: Path) -> None:
+    random.seed(3)
+    torch.manual_seed(3)
+    before = global_states()
+    run(tiny("diffusion", "loop.steps=2", "network.dropout=0.3", "data.workers=1"), tmp_path / "run")
+    assert global_states() == before
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(tmp_path: Path) -> None:
+    ends = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 2**32 + 5)):
+        settings = ("loop.steps=2", f"loop.seed={seed}")
+        assert in_new_process(run, tiny("classifier", *settings), tmp_path / name) == 0
+        ends.append(contents(tmp_path / name / "checkpoints" / "step-00000002"))
+    assert ends[0] == ends[1]
+    assert ends[0]["model.safetensors"] != ends[2]["model.safetensors"]
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    for setting in ("loop.steps=0", "loop.microbatch=0", "loop.keep=1", "loop.seed=-1", "loop.save_every=0"):
+        with pytest.raises(UsageError, match=setting.split("=")[0].split(".")[1]):
+            tiny("diffusion", setting)
