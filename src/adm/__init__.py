@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adm.guidance.classifier import ClassifierGuidance
     from adm.guidance.clip import Clip
     from adm.metrics import Features, Metric, Statistics
-    from adm.sampling import Noise, RecordedNoise, Sampler, SeededNoise, sample
+    from adm.sampling import Noise, RecordedNoise, Sampler, SeededNoise, State, sample
     from adm.sampling.ddim import DDIM
     from adm.sampling.ddpm import DDPM
     from adm.studies.generate import generate
@@ -46,6 +46,7 @@ _HOMES = {
     "Sampler": "adm.sampling",
     "Schedule": "adm.diffusion.schedule",
     "SeededNoise": "adm.sampling",
+    "State": "adm.sampling",
     "Statistics": "adm.metrics",
     "convert": "adm.checkpoints.convert",
     "cosine": "adm.diffusion.schedule",
@@ -83,6 +84,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "SeededNoise",
+    "State",
     "Statistics",
     "convert",
     "cosine",

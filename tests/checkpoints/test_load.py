@@ -96,7 +96,7 @@ def test_a_checkpoint_of_a_run_is_loaded_by_its_own_path_moved_or_renamed(runs, 
     expected = checkpoint_format.load(moved).tensors["ema"]
     loaded = adm.load(str(moved)).network.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.items())
-    assert locate(runs["diffusion"]) == (runs["diffusion"] / "checkpoints" / "step-00000003", [])
+    assert locate(runs["diffusion"]) == runs["diffusion"] / "checkpoints" / "step-00000003"
 
 
 def test_a_loaded_model_can_be_trained_further_and_draws_nothing(runs) -> None:

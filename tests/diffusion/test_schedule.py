@@ -146,3 +146,23 @@ def test_inverted_links_go_up_and_end_at_pure_noise():
     assert [int(link.t) for link in chain] == [0, 40, 90]
     assert [int(link.s) for link in chain] == [40, 90, 100]
     assert float(chain[-1].alpha_bar_s) == 0
+
+
+def test_the_first_links_of_a_chain_are_a_chain_that_ends_at_noise():
+    chain = adm.Chain(adm.linear(100), [0, 40, 90])
+    part = chain[:2]
+    assert isinstance(part, adm.Chain) and [int(link.s) for link in part] == [40, 0]
+    assert part.schedule is chain.schedule and not bool(part[-1].last)
+
+
+def test_schedules_that_differ_at_either_end_are_not_the_same():
+    schedule = adm.cosine(1000)
+    assert schedule.same_as(adm.cosine(1000)) and not schedule.same_as(adm.cosine(999))
+    for t, factor in ((999, 1.3), (0, 1 - 1e-6)):
+        table = schedule.alpha_bar.clone()
+        table[t] *= factor
+        assert not schedule.same_as(adm.Schedule(table))
+
+
+def test_counts_may_be_numpy_numbers():
+    assert adm.spaced(1000, np.int64(10)) == adm.spaced(1000, [np.int64(10)]) == adm.spaced(1000, 10)

@@ -145,3 +145,28 @@ def test_t7_ddim_inversion_and_back_is_first_order(links, error):
             x, _ = adm.DDIM().step(lambda x_t, t: denoiser(x_t, t), x, link, lambda draw: None, None)
     back = adm.sample(denoiser, down, adm.DDIM(), None, x.shape, x=x)
     assert float(back / x0) - 1 == pytest.approx(error, abs=1.5e-3)
+
+
+def test_noise_on_the_way_up_is_refused():
+    schedule = adm.linear(100)
+    chain = adm.Chain(schedule, [0, 40]).inverted()
+    x = torch.zeros(1, 1, 1, 1, dtype=F64)
+    with pytest.raises(ValueError, match="only without noise; use eta=0"):
+        adm.sample(gaussian(schedule, 0.25), chain, adm.DDIM(eta=0.5), adm.SeededNoise([0]), x.shape, x=x)
+
+
+def test_a_network_without_weights_can_be_sampled():
+    """The exact eps of N(0, 1) data as the network of a DiffusionModel: every x_T stays N(0, 1) under DDIM."""
+
+    class Exact(torch.nn.Module):
+        def forward(self, x, t, label, low_res):
+            return (1 - schedule.alpha_bar_at(t)).sqrt().reshape(-1, 1, 1, 1) * x
+
+    schedule = adm.linear(1000)
+    model = adm.DiffusionModel(Exact(), schedule, variance="small")
+    assert model.device is None
+    noise = adm.SeededNoise(range(3), F64)
+    x_T = noise.initial((3, 1, 2, 2))
+    chain = adm.Chain(schedule, adm.spaced(1000, 1000))
+    x = adm.sample(model, chain, adm.DDIM(), noise, x_T.shape)
+    torch.testing.assert_close(x, x_T, rtol=1e-2, atol=1e-3)

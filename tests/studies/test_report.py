@@ -1,7 +1,6 @@
 """A report is one file that needs nothing else, shows text as text, and is the same for the same content."""
 
 import base64
-import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from adm.data import png_bytes
 from adm.runtime.errors import UsageError
-from adm.studies._report import Column, Figure, Report, Row, Table, rich_table, text_table, write_report
+from adm.studies._report import Column, Figure, Report, Row, Table, text_table, write_report
 
 HOSTILE = '<script>alert("1")</script> & [bold]'
 VOID = {"meta", "img", "br", "hr", "link"}
@@ -116,14 +114,6 @@ def test_the_text_table_is_aligned():
     lines = text_table(report().table).split("\n")
     assert lines[0] == "samples   accuracy  recall" and lines[2] == "s = 0        10.5%   0.820"
     assert len({len(line) for line in lines}) == 1
-
-
-def test_the_terminal_table_shows_every_value_and_no_markup():
-    table = replace(report().table, rows=(Row("[red]s = 0", (0.5, 0.25)),))
-    console = Console(width=100, file=io.StringIO())
-    console.print(rich_table(table))
-    text = console.file.getvalue()
-    assert "[red]s = 0" in text and "50.0%" in text and "0.250" in text
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path):

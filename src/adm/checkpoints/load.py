@@ -9,6 +9,7 @@ import torch
 
 from adm.checkpoints import format as checkpoint_format
 from adm.checkpoints.model_document import Model, build_model, describe_model, set_weights
+from adm.runtime import files
 from adm.runtime.errors import DamagedError, UsageError
 from adm.runtime.text import one_line, shown_path
 
@@ -24,22 +25,21 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str = "e
     """
     if weights not in ("ema", "model"):
         raise UsageError(f"weights {one_line(weights, 40)!r}: choose ema (averaged) or model (of the last step).")
-    directory, notes = locate(path)
-    for note in notes:
-        warnings.warn(note, stacklevel=2)
-    checkpoint = checkpoint_format.load(directory)
+    directory = locate(path)
+    stored = {Path(name).stem for name in files.read_manifest(directory) if name.endswith(".safetensors")}
+    group = weights if weights in stored else "model"
+    if group not in stored:
+        raise DamagedError(f"{shown_path(directory)}: holds no weights. Give a run or checkpoint that adm wrote.")
+    checkpoint = checkpoint_format.load(directory, groups=[group])
     if "model" not in checkpoint.documents:
         raise DamagedError(f"{shown_path(directory)}: holds no model.json. Give a run or checkpoint that adm wrote.")
-    group = weights if weights in checkpoint.tensors else "model"
-    if group not in checkpoint.tensors:
-        raise DamagedError(f"{shown_path(directory)}: holds no weights. Give a run or checkpoint that adm wrote.")
     model = build_model(checkpoint.documents["model"], f"{shown_path(directory)}/model.json")
     set_weights(model, checkpoint.tensors[group], f"{shown_path(directory)}/{group}.safetensors")
     return model.to(device).eval()
 
 
-def locate(path: str | Path) -> tuple[Path, list[str]]:
-    """The checkpoint directory that a path means, and notes on damaged ones that were passed over."""
+def locate(path: str | Path) -> Path:
+    """The checkpoint directory that a path means; damaged ones that were passed over are named in a warning."""
     path = Path(path)
     if (path / "checkpoints").is_dir():
         newest, notes = checkpoint_format.newest_intact(path / "checkpoints")
@@ -47,9 +47,11 @@ def locate(path: str | Path) -> tuple[Path, list[str]]:
             raise DamagedError(notes[0])
         if newest is None:
             raise UsageError(f"{shown_path(path)}: this run has no checkpoint yet. Train it first.")
-        return newest, notes
+        for note in notes:
+            warnings.warn(note, stacklevel=3)
+        return newest
     if (path / "MANIFEST.json").exists() or (path / "model.json").exists():
-        return path, []
+        return path
     if not path.exists():
         raise UsageError(f"{shown_path(path)}: no such run or checkpoint. Give the directory that adm wrote.")
     if path.is_file():

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 __all__ = ["Bar", "bar", "say"]
 
 LINE_EVERY = 10.0
+WORTH_A_LINE = 2.0
+"""Work that ended sooner (seconds) leaves no line in a log."""
 
 
 class Bar:
@@ -24,15 +26,18 @@ class Bar:
         self.started = self.last = time.monotonic()
         self.first: int | None = None
 
-    def update(self, done: int, note: str = "") -> None:
-        """done of total; note: what is worth seeing, such as the loss."""
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """done of total; note: what is worth seeing, such as the loss. total: when it was not known before."""
+        self.total = self.total if total is None else total
         if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, completed=done, description=f"{self.title} {note}".strip())
+            self.progress.update(
+                self.task, completed=done, total=self.total, description=f"{self.title} {note}".strip()
+            )
             return
         now = time.monotonic()
         if self.first is None:
             self.first = done
-        if now - self.last < LINE_EVERY and done < self.total:
+        if now - self.last < LINE_EVERY and (done < self.total or now - self.started < WORTH_A_LINE):
             return
         self.last = now
         rate = (done - self.first) / max(now - self.started, 1e-9)

@@ -17,7 +17,7 @@ class Convert:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC", help="The .pt file.")]
     destination: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST", help="The new directory.")]
     flags: Annotated[
-        str, tyro.conf.arg(metavar="'--NAME VALUE ...'", help="The released flags, verbatim, or a JSON object of them.")
+        str, tyro.conf.arg(metavar="FLAGS", help="The released flags, verbatim in quotes, or a JSON object of them.")
     ]
 
     def run(self) -> None:

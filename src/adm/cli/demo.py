@@ -37,8 +37,8 @@ class Demo:
         config = override(DemoConfig(), self.set)
         out = Path(self.out)
         device = pick_device(self.device)
-        say(f"adm demo in {shown_path(out)}: a few minutes; Ctrl-C and the same command continue it")
         files.make_directory(out)
+        say(f"adm demo in {shown_path(out)}: a few minutes; Ctrl-C and the same command continue it")
         with stages() as stage, stop_requests() as stop:
             report, table = run_demo(config, out, device, stage, stop)
         print(f"\n{table}\n\nreport: {shown_path(report)}")

@@ -35,15 +35,20 @@ class Likelihood:
         from adm.studies.generate import load_diffusion
         from adm.studies.likelihood import measure_likelihood
 
+        if self.out is not None:
+            files.require_writable(self.out)
         model = load_diffusion(self.model, pick_device(self.device))
         dataset = open_dataset(self.data, channels=model.image_shape[0] if model.image_shape else None)
         with bar("likelihood", 1) as shown:
-
-            def on_progress(done: int, total: int) -> None:
-                shown.total = total
-                shown.update(done)
-
-            result = measure_likelihood(model, dataset, self.num, self.steps, self.batch, self.seed, on_progress)
+            result = measure_likelihood(
+                model,
+                dataset,
+                self.num,
+                self.steps,
+                self.batch,
+                self.seed,
+                lambda done, total: shown.update(done, total=total),
+            )
         if self.out is not None:
             files.write_json(Path(self.out), {"model": self.model, "data": self.data} | result)
         print(f"{result['bits_per_dim']:.4f} bits/dim +- {result['standard_error']:.4f} ({result['num']} images)")

@@ -7,18 +7,17 @@ the flags and whose `run()` does the work. Files import what is heavy inside `ru
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import pkgutil
-import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stderr
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import adm.cli
+from adm.cli._parsing import HelpShown, parse
+from adm.runtime import files
 from adm.runtime.errors import AdmError, ResourceError, StoppedError, UsageError
 from adm.runtime.text import nearest, one_line
 
@@ -33,17 +32,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    warnings.showwarning = _show_warning
-    try:
-        return _dispatch(words)
-    except _HelpShown:
-        return 0
-    except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        code, line = _explain(error)
-        print(f"adm: {line}", file=sys.stderr)
-        return code
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.showwarning = _show_warning
+        try:
+            code = _dispatch(words)
+            sys.stdout.flush()
+            return code
+        except HelpShown:
+            return 0
+        except BrokenPipeError:  # whoever reads our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            if debug:
+                traceback.print_exc()
+            code, line = _explain(error)
+            print(f"adm: {line if line.endswith(('.', '?', '!')) else line + '.'}", file=sys.stderr)
+            return code
 
 
 def commands() -> dict[str, type]:
@@ -56,52 +62,32 @@ def commands() -> dict[str, type]:
 
 
 def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0 if words else USAGE
+    known = commands()
+    if not words:
+        print(_overview(known))
+        raise UsageError("which command? They are listed above.")
+    if words[0] in ("-h", "--help", "help"):
+        print(_overview(known))
+        return 0
     if words[0] == "--version":
         print(f"adm {adm.__version__}")
         return 0
-    known = commands()
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in known:
-            return int(_parse(known[name], name, words[length:]).run() or 0)
-    group = [name for name in known if name.split()[0] == words[0]]
-    if group:
-        raise UsageError(f"{words[0]} needs to know what: {', '.join(group)}. Try adm {group[0]} --help.")
-    raise UsageError(
-        f"there is no command {one_line(words[0], 40)!r}{nearest(words[0], known)} Commands: {', '.join(known)}."
-    )
-
-
-def _parse(command: type, name: str, words: list[str]) -> Any:
-    import tyro
-
-    problem = io.StringIO()  # tyro draws a box; what it says is wanted as one line
-    try:
-        with redirect_stderr(problem):
-            return tyro.cli(command, prog=f"adm {name}", args=words)
-    except SystemExit as end:
-        if end.code in (0, None):
-            raise _HelpShown from None
-        raise UsageError(f"{name}: {_from_box(problem.getvalue())} Try adm {name} --help.") from None
-
-
-class _HelpShown(Exception):
-    """Nothing is left to do."""
-
-
-def _from_box(text: str) -> str:
-    """The first paragraph of tyro's box, without its frame."""
-    lines: list[str] = []
-    for line in text.splitlines():
-        content = line.strip().strip("│╭╮╰╯").strip()
-        if re.fullmatch(r"─+", content) and lines:
-            break
-        if content and "─" not in content:
-            lines.append(content)
-    return one_line(" ".join(lines), 200).rstrip(".") + "."
+            return int(parse(known[name], name, words[length:]).run() or 0)
+    group = {name: command for name, command in known.items() if name.split()[0] == words[0]}
+    if not group:
+        starts = [*known, *(name.split()[0] for name in known)]
+        raise UsageError(
+            f"there is no command {one_line(words[0], 40)!r}{nearest(words[0], starts)} Commands: {', '.join(known)}."
+        )
+    if words[1:2] in (["-h"], ["--help"]):
+        print(_overview(group))
+        return 0
+    if words[1:] and not words[1].startswith("-"):
+        raise UsageError(f"there is no command {one_line(' '.join(words[:2]), 40)!r}. Choose {' or '.join(group)}.")
+    raise UsageError(f"{words[0]} what? Choose {' or '.join(group)}.")
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
@@ -110,10 +96,17 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, one_line(error, 600)
     if isinstance(error, KeyboardInterrupt):
         return StoppedError.exit_code, "interrupted; run the same command to continue."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return ResourceError.exit_code, f"out of memory: {one_line(error, 120)}. Use a smaller batch."
+    if _is_out_of_memory(error):
+        return (
+            ResourceError.exit_code,
+            f"out of memory: {one_line(error, 120) or 'the system gave no more'}. Use a smaller batch; in training, "
+            "--set loop.microbatch=8 needs less and gives the same.",
+        )
     if isinstance(error, ValueError):
         return USAGE, one_line(error, 600)
+    if isinstance(error, OSError) and error.errno is not None:
+        known = files.explanation(error, "use", Path(os.fsdecode(error.filename or "the output")))
+        return known.exit_code, str(known)
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{os.path.basename(where.filename)}:{where.lineno}"
     return UNEXPECTED, (
@@ -122,12 +115,20 @@ def _explain(error: BaseException) -> tuple[int, str]:
     )
 
 
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"adm: note: {one_line(message, 400)}", file=sys.stderr)
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's, CUDA's, or torch's on the CPU, which is a RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def _overview() -> str:
-    known = commands()
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object) -> None:
+    """Ours are notes to the user; what libraries say to programmers is shown with --debug."""
+    if Path(filename).is_relative_to(Path(adm.cli.__file__).parents[1]):
+        print(f"adm: note: {one_line(message, 400)}", file=sys.stderr)
+
+
+def _overview(known: Mapping[str, type]) -> str:
     width = max(map(len, known))
     lines = [f"  adm {name:<{width}}  {(command.__doc__ or '').splitlines()[0]}" for name, command in known.items()]
     return "\n".join(

@@ -12,7 +12,6 @@ import tyro
 from adm.cli._flags import Device, Settings
 
 if TYPE_CHECKING:
-    from adm.diffusion.model import DiffusionModel
     from adm.studies.generate import Batch, Request
 
 COMMANDS: dict[str, type] = {}
@@ -25,6 +24,10 @@ class SampleSettings:
     batch_size: int = 64
     weights: Literal["ema", "model"] = "ema"
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -53,44 +56,50 @@ class Sample:
     set: Settings = ()
 
     def run(self) -> None:
+        from adm.checkpoints.load import locate
         from adm.runtime.config import override
         from adm.runtime.device import pick_device
-        from adm.studies.generate import load_diffusion, parse_labels, prepare, resolve_labels
+        from adm.studies.generate import check_seeds, load_diffusion, parse_labels, prepare, resolve_labels
 
         settings = override(SampleSettings(), self.set)
-        model = load_diffusion(self.model, pick_device(self.device), settings.weights)
+        checkpoint = locate(self.model)  # once: a run that is still training soon has a newer one
+        model = load_diffusion(checkpoint, pick_device(self.device), settings.weights)
         request = prepare(model, self.steps, self.sampler, self.guidance, settings.precision)
-        labels = resolve_labels(request, parse_labels(self.labels) if self.labels else None, self.num)
+        labels = resolve_labels(request, None if self.labels is None else parse_labels(self.labels), self.num)
+        check_seeds(self.seed, len(labels))
         size = min(settings.batch_size, len(labels))
         if self.out.endswith(".npz"):
             self._to_npz(request, labels, size)
         else:
-            self._to_directory(request, labels, size, self._description(model, settings, size))
+            self._to_directory(request, labels, size, self._description(request, checkpoint, settings))
 
     def _to_directory(self, request: Request, labels: list[int], size: int, description: Mapping[str, object]) -> None:
         from adm.cli._progress import say
         from adm.data import SampleSet
         from adm.runtime.text import shown_path
 
-        samples = SampleSet(Path(self.out), description)
-        missing = frozenset(k for k in range(len(labels)) if not samples.has(k))
-        if len(missing) < len(labels):
-            say(f"{len(labels) - len(missing)} of {len(labels)} images are there; making the rest")
-        for batch in self._made(request, labels, size, missing):
-            for k, image in enumerate(batch.images, batch.index):
-                if k in missing:
-                    samples.add(k, image)
-        samples.finish(labels, request.classes, self.seed)
-        picture = samples.directory.with_name(f"{samples.directory.name}.png")
-        samples.save_overview(picture, len(labels))
-        print(f"{shown_path(samples.directory)}  (all of them at a glance: {shown_path(picture)})")
+        with SampleSet.open(Path(self.out), description) as samples:
+            missing = frozenset(k for k in range(len(labels)) if not samples.has(k))
+            if len(missing) < len(labels):
+                say(f"{len(labels) - len(missing)} of {len(labels)} images are there; making the rest")
+            for batch in self._made(request, labels, size, missing):
+                for k, image in enumerate(batch.images, batch.index):
+                    if k in missing:
+                        samples.add(k, image)
+            picture = samples.finish(labels, request.classes, self.seed)
+        print(f"{shown_path(samples.directory)}  (the first of them at a glance: {shown_path(picture)})")
 
     def _to_npz(self, request: Request, labels: list[int], size: int) -> None:
         import numpy as np
 
         from adm.data import write_npz
+        from adm.runtime import files
+        from adm.runtime.errors import UsageError
         from adm.runtime.text import shown_path
 
+        if Path(self.out).exists():
+            raise UsageError(f"{shown_path(self.out)} exists. Choose another --out, or remove it.")
+        files.require_writable(self.out)
         made = self._made(request, labels, size, frozenset(range(len(labels))))
         write_npz(Path(self.out), np.concatenate([batch.images for batch in made]), labels)
         print(shown_path(Path(self.out)))
@@ -112,14 +121,15 @@ class Sample:
                 yield batch
                 done = batch.index + len(batch.images)
                 if stop() and done < len(labels):
-                    raise StoppedError(f"stopped after image {done}; run the same command to continue.")
+                    again = (
+                        "starts again: an .npz is written in one piece" if self.out.endswith(".npz") else "continues"
+                    )
+                    raise StoppedError(f"stopped after {done} of {len(labels)} images; the same command {again}.")
 
-    def _description(self, model: DiffusionModel, settings: SampleSettings, size: int) -> dict[str, object]:
+    def _description(self, request: Request, checkpoint: Path, settings: SampleSettings) -> dict[str, object]:
         """All that the images are a function of, as JSON; `num` is not part of it, so a set can grow."""
-        from adm.checkpoints.load import locate
         from adm.runtime import files
 
-        checkpoint, _ = locate(self.model)
         return {
             "model": checkpoint.name,
             "model_sha256": files.sha256_file(checkpoint / "MANIFEST.json"),
@@ -127,11 +137,12 @@ class Sample:
             "sampler": self.sampler,
             "steps": self.steps,
             "guidance": list(self.guidance),
+            "guidance_sha256": [files.sha256_file(path / "MANIFEST.json") for path in request.guides],
             "labels": self.labels,
             "seed": self.seed,
-            "batch_size": size,
+            "batch_size": settings.batch_size,
             "precision": settings.precision,
-            "image_shape": list(model.image_shape or ()),
+            "image_shape": list(request.model.image_shape or ()),
         }
 
 

@@ -74,23 +74,22 @@ def _run(job: str, flags: TrainDiffusion | TrainClassifier) -> None:
 
     device = pick_device(flags.device)
     out = Path(flags.out)
-    config, dataset = _config(job, flags, out)
-    for note in getattr(dataset, "notes", ()):
-        say(note)
-    say(_headline(config, str(device)))
+    config, dataset = _config(job, flags)
+    headline = _headline(config, str(device))
     with bar("training", config.loop.steps) as shown, stop_requests() as stop:
 
         def on_progress(progress: Progress) -> None:
-            for note in progress.notes:
-                say(note)
-            if progress.result is not None:
+            if progress.result is None:  # the start: data and directory have been accepted
+                for note in (headline, *getattr(dataset, "notes", ()), *progress.notes):
+                    say(note)
+            else:
                 shown.update(progress.step, f"loss {progress.result.loss:.4f}")
 
         checkpoint = train(config, out, device, on_progress, stop, dataset)
     print(shown_path(checkpoint))
 
 
-def _config(job: str, flags: TrainDiffusion | TrainClassifier, out: object) -> tuple[TrainConfig, Dataset]:
+def _config(job: str, flags: TrainDiffusion | TrainClassifier) -> tuple[TrainConfig, Dataset]:
     """The defaults for these data, then the flags, then --set. The data are opened, and a folder scanned, once."""
     from adm.cli._progress import bar
     from adm.data import open_dataset
@@ -98,7 +97,7 @@ def _config(job: str, flags: TrainDiffusion | TrainClassifier, out: object) -> t
     from adm.training.defaults import default_config, parse_size
 
     with bar("reading images", 1) as shown:
-        dataset = open_dataset(flags.data, progress=lambda done, total: _scanned(shown, done, total))
+        dataset = open_dataset(flags.data, progress=lambda done, total: shown.update(done, total=total))
     config = default_config(job, flags.data, dataset, parse_size(flags.image_size), flags.seed)
     loop = config.loop
     if flags.steps is not None:
@@ -108,18 +107,15 @@ def _config(job: str, flags: TrainDiffusion | TrainClassifier, out: object) -> t
     return override(replace(config, loop=loop), flags.set), dataset
 
 
-def _scanned(shown: object, done: int, total: int) -> None:
-    shown.total = total  # type: ignore[attr-defined]
-    shown.update(done)  # type: ignore[attr-defined]
-
-
 def _headline(config: TrainConfig, device: str) -> str:
     import torch
 
-    from adm.training.run import new_model
+    from adm.nn import EncoderClassifier, UNet
+    from adm.training.config import DiffusionTraining
 
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in new_model(config).parameters())
+    with torch.device("meta"):  # the network alone: a schedule's table cannot be made there
+        network = UNet(config.network) if isinstance(config, DiffusionTraining) else EncoderClassifier(config.network)
+    parameters = sum(p.numel() for p in network.parameters())
     height, width = config.network.size
     classes = config.network.num_classes
     kind = "unconditional" if classes is None else f"{classes} classes"

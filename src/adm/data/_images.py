@@ -173,6 +173,8 @@ def image_size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def to_model_range(images: Tensor | Pixels) -> Tensor:
     """float32 (N, C, H, W) in [-1, 1] of uint8 (N, H, W, C): v / 127.5 - 1. Source: ADM as released."""
+    if isinstance(images, np.ndarray) and not images.flags.writeable:
+        images = images.copy()  # torch warns of arrays that it could not write to
     return torch.as_tensor(images).permute(0, 3, 1, 2).contiguous().to(torch.float32) / 127.5 - 1
 
 

@@ -44,7 +44,7 @@ class Loader:
 
     image_size: (H, W), or one number for a square; images are scaled and cropped to it, small ones enlarged.
     batch_size: samples in a step over all processes; rank r of world takes the r-th contiguous share.
-    flip: mirror half of the samples (None: as the data set wishes); random_crop: ADM's random crop instead of
+    flip: mirror each with probability 1/2 (None: as the data set says); random_crop: ADM's random crop instead of
     the central one. workers: threads that prepare batches ahead, 0 for none; the batches are the same.
     cache_bytes: centrally cropped images are kept in memory if all of them fit into this many bytes.
     Raises DataError or UsageError.

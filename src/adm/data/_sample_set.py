@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,36 @@ from adm.runtime.text import one_line, shown_path
 
 __all__ = ["SampleSet", "write_npz"]
 
+NUM_SHOWN = 100
+
 
 class SampleSet:
-    """A directory that fills up with images, and can be continued.
+    """A directory that fills up with images, and can be continued. An image has its final name when it is complete."""
 
-    request: all that the images are a function of, JSON-able; a directory with another request is refused, naming
-    what differs. An image has its final name only when it is complete.
-    """
-
-    def __init__(self, directory: Path, request: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        path = directory / "request.json"
-        if path.exists():
-            _refuse_other(path, files.read_json(path), request)
-        elif directory.exists() and any(directory.iterdir()):
-            raise UsageError(f"{shown_path(directory)} is not empty and holds no sample set. Choose another --out.")
-        else:
-            files.make_directory(directory)
-            files.write_json(path, dict(request))
+
+    @classmethod
+    @contextmanager
+    def open(cls, directory: Path, request: Mapping[str, Any]) -> Iterator[SampleSet]:
+        """The set in `directory`, new or continued, with this process as its only writer.
+
+        request: all that the images are a function of, JSON-able. A directory with images of another request is
+        refused with a UsageError that names what differs; so is one that holds something else.
+        """
+        directory = directory.resolve()
+        if directory.exists() and not directory.is_dir():
+            raise UsageError(f"{shown_path(directory)} is a file. Choose another --out.")
+        with files.lock(directory / ".lock", f"sample set {shown_path(directory)!r}"):
+            files.remove_partials(directory)
+            path = directory / "request.json"
+            if path.exists() and any(directory.glob("*.png")):
+                _refuse_other(path, files.read_json(path), request)
+            elif any(entry.name not in (path.name, ".lock") for entry in directory.iterdir()):
+                raise UsageError(f"{shown_path(directory)} is not empty and holds no sample set. Choose another --out.")
+            else:
+                files.write_json(path, dict(request))
+            yield cls(directory)
 
     def path(self, index: int) -> Path:
         return self.directory / f"{index:06d}.png"
@@ -47,20 +60,28 @@ class SampleSet:
         """Write image `index`, uint8 (H, W, C)."""
         files.write_bytes(self.path(index), png_bytes(image))
 
-    def finish(self, labels: Sequence[int], names: Sequence[str], first_seed: int) -> None:
-        """Write `labels.csv`: file, label, class name and seed of each image."""
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["file", "label", "class", "seed"])
-        for index, label in enumerate(labels):
-            name = names[label] if 0 <= label < len(names) else ""
-            rows.writerow([self.path(index).name, label, name, first_seed + index])
-        files.write_text(self.directory / "labels.csv", text.getvalue())
+    def finish(self, labels: Sequence[int], names: Sequence[str], first_seed: int) -> Path:
+        """Write `labels.csv`: file, label, class name and seed of each image; and beside the directory, so that no
+        reader takes it for a sample, a picture of the first images. Returns the picture's path."""
+        if self._num_listed() < len(labels):
+            text = io.StringIO()
+            rows = csv.writer(text, lineterminator="\n")
+            rows.writerow(["file", "label", "class", "seed"])
+            for index, label in enumerate(labels):
+                name = names[label] if 0 <= label < len(names) else ""
+                rows.writerow([self.path(index).name, label, name, first_seed + index])
+            files.write_text(self.directory / "labels.csv", text.getvalue())
+        images = np.stack([decode(self.path(k)) for k in range(min(len(labels), NUM_SHOWN))])
+        picture = self.directory.with_name(f"{self.directory.name}-overview.png")
+        save_png(picture, grid(images, scale=max(1, 64 // images.shape[1])))
+        return picture
 
-    def save_overview(self, path: Path, num: int, largest: int = 100) -> None:
-        """One picture of the first images."""
-        images = np.stack([decode(self.path(k)) for k in range(min(num, largest))])
-        save_png(path, grid(images, scale=max(1, 64 // images.shape[1])))
+    def _num_listed(self) -> int:
+        path = self.directory / "labels.csv"
+        if not path.exists():
+            return 0
+        with path.open(newline="", encoding="utf-8") as stream:
+            return sum(1 for _ in csv.reader(stream)) - 1
 
 
 def write_npz(path: Path, images: NDArray[np.uint8], labels: Sequence[int]) -> None:

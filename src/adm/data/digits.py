@@ -32,7 +32,7 @@ class Digits:
         if split not in SPLITS:
             raise DataError(f"digits have no split {split!r}: use one of {', '.join(SPLITS)}")
         if channels not in (None, 1):
-            raise DataError(f"digits have 1 channel, not {channels}: leave the channels to the data")
+            raise DataError(f"digits have 1 channel (grey), not {channels}: use them with a model of grey images")
         from sklearn.datasets import load_digits
 
         levels, labels = load_digits(return_X_y=True)

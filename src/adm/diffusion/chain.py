@@ -65,7 +65,8 @@ class Chain(Sequence[Link]):
 
     timesteps: whole or real numbers within the schedule, in any order, each once.
     end: where the last link arrives: -1 for clean data, or a timestep below the others (a chain that ends at
-    sigma > 0). `chain[i]` is a Link of numbers, `chain[LongTensor]` one of shape (N,) on the tensor's device.
+    sigma > 0). `chain[i]` is a Link of numbers, `chain[LongTensor]` one of shape (N,) on the tensor's device, and
+    `chain[:n]` the chain of the first n links, which then ends at noise.
     Raises ValueError for an empty, repeated or out-of-range timestep.
     """
 
@@ -92,10 +93,10 @@ class Chain(Sequence[Link]):
     @overload
     def __getitem__(self, index: Tensor) -> Link: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Link]: ...
-    def __getitem__(self, index: int | Tensor | slice) -> Link | list[Link]:
+    def __getitem__(self, index: slice) -> Chain: ...
+    def __getitem__(self, index: int | Tensor | slice) -> Link | Chain:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return self._of(Link(**{field.name: getattr(self._links, field.name)[index] for field in fields(Link)}))
         if isinstance(index, Tensor):
             return self._links.to(index.device)[index]
         if not -len(self) <= index < len(self):
@@ -122,9 +123,13 @@ class Chain(Sequence[Link]):
         alpha_bar = self._links.alpha_bar.flip(0)
         alpha_bar_s = torch.cat([alpha_bar[1:], alpha_bar.new_zeros(1)])
         nan = torch.full_like(alpha_bar, torch.nan)
+        return self._of(Link(t, s, torch.zeros(len(t), dtype=torch.bool), alpha_bar, alpha_bar_s, nan, nan, nan, nan))
+
+    def _of(self, links: Link) -> Chain:
+        """A chain of other links over the same schedule."""
         chain = object.__new__(Chain)
         chain.schedule = self.schedule
-        chain._links = Link(t, s, torch.zeros(len(t), dtype=torch.bool), alpha_bar, alpha_bar_s, nan, nan, nan, nan)
+        chain._links = links
         return chain
 
 

@@ -112,8 +112,9 @@ class DiffusionModel(nn.Module):
         return (x0 - skip * (x0 + sigma / alpha * eps)) / out  # EDM Eq. 8
 
     @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+    def device(self) -> torch.device | None:
+        """Where the network's weights are; None for a network that has none."""
+        return device_of(self.network)
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
@@ -178,7 +179,8 @@ class NoisyClassifier(nn.Module):
         log_probs = self(x_t, t).log_softmax(dim=-1)
         label = torch.as_tensor(label, device=x_t.device).expand(len(x_t))
         if label.device.type == "cpu" and bool(((label < -1) | (label >= log_probs.shape[1])).any()):
-            raise ValueError(f"label {int(label.max())} is outside this classifier's 0..{log_probs.shape[1] - 1}")
+            wrong = int(label[(label < -1) | (label >= log_probs.shape[1])][0])
+            raise ValueError(f"label {wrong} is no class of this classifier: give 0 to {log_probs.shape[1] - 1}")
         selected = log_probs.gather(1, label.clamp(min=0)[:, None])[:, 0]
         return torch.where(label < 0, torch.zeros_like(selected), selected)
 
@@ -194,8 +196,9 @@ class NoisyClassifier(nn.Module):
         return gradient
 
     @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+    def device(self) -> torch.device | None:
+        """Where the network's weights are; None for a network that has none."""
+        return device_of(self.network)
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
@@ -212,8 +215,16 @@ def per_image(t: Time, x: Tensor, scale: float | None = None) -> Tensor:
     t = torch.as_tensor(t)
     if t.is_floating_point() or scale is not None:
         t = t.to(x.dtype)
+    if t.ndim == 0 and t.device.type == "cpu":
+        # A number is written by the device itself; copying a tensor there would wait for it.
+        t = torch.full((len(x),), t.item(), dtype=t.dtype, device=x.device)
     t = t.to(x.device).expand(len(x))
     return t if scale is None else t * scale
+
+
+def device_of(network: nn.Module) -> torch.device | None:
+    first = next(network.parameters(), None)
+    return None if first is None else first.device
 
 
 def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[object]:

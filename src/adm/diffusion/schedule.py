@@ -7,7 +7,7 @@ made on the CPU; what leaves this file has the dtype of the image it is for.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,9 +88,9 @@ class Schedule:
         return alpha * x0 + sigma * eps
 
     def same_as(self, other: Schedule) -> bool:
-        """Whether two schedules are the same forward process (to 1e-9 in alpha_bar, the precision of stored files)."""
+        """Whether two schedules are the same forward process: to 1e-6 in log-SNR, at every timestep."""
         return self.alpha_bar.shape == other.alpha_bar.shape and torch.allclose(
-            self.alpha_bar, other.alpha_bar, rtol=1e-6, atol=1e-9
+            torch.logit(self.alpha_bar), torch.logit(other.alpha_bar), rtol=0, atol=1e-6
         )
 
 
@@ -134,7 +134,7 @@ def spaced(T: int, counts: int | str | Sequence[int]) -> list[int]:
     """
     if isinstance(counts, str):
         counts = _parse_counts(counts)
-    sections = [counts] if isinstance(counts, int) else list(counts)
+    sections = [int(count) for count in counts] if isinstance(counts, Iterable) else [int(counts)]
     if len(sections) == 1 and not 1 <= sections[0] <= T:
         raise ValueError(f"cannot take {sections[0]} of {T} timesteps: use 1 to {T}")
     if not sections or any(count < 1 for count in sections):

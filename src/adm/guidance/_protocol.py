@@ -56,10 +56,17 @@ class GuidedDenoiser(ABC):
 
 
 def guide(denoiser: Denoiser, *guidances: Guidance) -> Denoiser:
-    """The denoiser under all guidances, applied by stage: mix, clip, gradient, after; in the order given within one."""
+    """The denoiser under all guidances, applied by stage: mix, clip, gradient, after; in the order given within one.
+
+    A function without a `stage` is innermost, at mix. Raises ValueError for a stage that does not exist.
+    """
     for guidance in guidances:
-        if getattr(guidance, "stage", None) not in STAGES:
-            raise ValueError(f"{type(guidance).__name__} has no stage: give it one of {', '.join(STAGES)}")
-    for guidance in sorted(guidances, key=lambda guidance: STAGES.index(guidance.stage)):
+        if _stage(guidance) not in STAGES:
+            raise ValueError(f"stage {_stage(guidance)!r} does not exist: give the guidance one of {', '.join(STAGES)}")
+    for guidance in sorted(guidances, key=lambda guidance: STAGES.index(_stage(guidance))):
         denoiser = guidance(denoiser)
     return denoiser
+
+
+def _stage(guidance: Guidance) -> Stage:
+    return getattr(guidance, "stage", "mix")

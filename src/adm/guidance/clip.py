@@ -35,16 +35,17 @@ class Clip:
         return "after" if self.after else "clip"
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
-        return _Clipped(denoiser, self.limit)
+        return _Clipped(denoiser, self.limit, self.after)
 
 
 class _Clipped(GuidedDenoiser):
-    def __init__(self, denoiser: Denoiser, limit: float) -> None:
+    def __init__(self, denoiser: Denoiser, limit: float, fold: bool) -> None:
         super().__init__(denoiser)
         self.limit = limit
+        self.fold = fold
 
     def __call__(self, x_t: Tensor, t: Time, cond: Condition = Condition()) -> Prediction:
         prediction = self.denoiser(x_t, t, cond)
-        if prediction.guidance is not None:
+        if self.fold and prediction.guidance is not None:
             prediction = prediction.fold(prediction.guidance(x_t, t))
         return replace(prediction, x0=prediction.x0.clamp(-self.limit, self.limit))

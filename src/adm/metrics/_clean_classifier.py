@@ -52,7 +52,7 @@ class CleanClassifier:
         ``labels``: (N,) integers in [0, num_classes). ``on_progress(step, loss)`` is called after each step.
         """
         x = _model_range(images)
-        y = torch.as_tensor(labels).to(torch.int64)
+        y = torch.from_numpy(np.array(labels, np.int64))
         _check(x, y, num_classes)
         with randomness.fork(seed=seed, stream=STREAM):
             classifier = cls(x.shape[1], num_classes)
@@ -93,7 +93,7 @@ class CleanClassifier:
     def features(self, images: np.ndarray | Tensor, label: np.ndarray | Tensor | None = None) -> Features:
         """Features of uint8 images, with the predicted classes and, if given, the labels asked for."""
         values, predicted = self._forward(images)
-        asked = None if label is None else torch.as_tensor(label).to(torch.int64)
+        asked = None if label is None else torch.from_numpy(np.array(label, np.int64))
         return Features(values, "clean_classifier", label=asked, predicted=predicted)
 
     def predict(self, images: np.ndarray | Tensor) -> Tensor:

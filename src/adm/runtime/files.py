@@ -29,7 +29,7 @@ from adm.runtime._directories import (
     read_recorded,
     verify_directory,
 )
-from adm.runtime._disk import make_directory
+from adm.runtime._disk import explanation, make_directory
 from adm.runtime._lock import Lock, lock
 from adm.runtime._reading import parse_json, read_bytes, read_json, sha256_file
 from adm.runtime.text import one_line
@@ -41,6 +41,7 @@ __all__ = [
     "Lock",
     "append_line",
     "check_recorded",
+    "explanation",
     "json_bytes",
     "lock",
     "make_directory",

@@ -42,6 +42,8 @@ class DDIM:
         alpha_s = expand(link.alpha_bar_s.sqrt(), x_t)
         if self.eta == 0:
             return alpha_s * prediction.x0 + expand((1 - link.alpha_bar_s).sqrt(), x_t) * prediction.eps, None
+        if link.beta_tilde.ndim == 0 and bool(link.beta_tilde.isnan()):
+            raise ValueError(f"eta {self.eta}: DDIM goes up an inverted chain only without noise; use eta=0")
         variance = self.eta**2 * link.beta_tilde  # DDIM Eq. 16; 0 at the last step, where no noise is added
         direction = expand((1 - link.alpha_bar_s - variance).clamp(min=0).sqrt(), x_t)
         x_s = alpha_s * prediction.x0 + direction * prediction.eps

@@ -46,4 +46,4 @@ class DDPM:
         if link.last.ndim == 0 and bool(link.last):
             return mean, None
         # With a link for each image some may be at their last step: those get no noise.
-        return mean + expand(1.0 - link.last.double(), x_t) * (0.5 * log_var).exp() * noise(0), None
+        return mean + (1 - expand(link.last, x_t)) * (0.5 * log_var).exp() * noise(0), None

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import jinja2
-from rich import box
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from adm.runtime import files
 from adm.runtime.errors import UsageError
 
-__all__ = ["Column", "Figure", "Report", "Row", "Table", "render", "rich_table", "text_table", "write_report"]
+__all__ = ["Column", "Figure", "Report", "Row", "Table", "render", "text_table", "write_report"]
 
 Value = float | int | str | None
 
@@ -133,19 +130,6 @@ def text_table(table: Table) -> str:
         cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         lines.append("  ".join([line[0].ljust(widths[0]), *cells]).rstrip())
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def rich_table(table: Table) -> RichTable:
-    """The table for a terminal; real data stand apart."""
-    # Text, not str: rich would read a name in brackets as markup.
-    drawn = RichTable(box=box.SIMPLE_HEAD, caption=Text(table.caption) if table.caption else None, pad_edge=False)
-    drawn.add_column(Text(table.corner), no_wrap=True)
-    for column in table.columns:
-        drawn.add_column(Text(column.title), justify="right")
-    for k, (row, cells) in enumerate(table.shown()):
-        before_real = not row.real and k + 1 < len(table.rows) and table.rows[k + 1].real
-        drawn.add_row(Text(row.name), *map(Text, cells), end_section=before_real, style="dim" if row.real else "")
-    return drawn
 
 
 def _shown_size(png: bytes) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from adm.nn import ClassifierConfig, UNetConfig
 from adm.runtime import files
 from adm.runtime.config import to_dict
 from adm.runtime.errors import DamagedError, StoppedError
+from adm.runtime.text import shown_path
 from adm.studies._demo_report import write_demo_report
 from adm.studies.generate import batches, prepare
 from adm.studies.likelihood import measure_likelihood
@@ -54,12 +55,12 @@ class DemoConfig:
     whose bits/dim are measured, with likelihood_steps links.
     """
 
-    diffusion_steps: int = 1200
-    classifier_steps: int = 400
+    diffusion_steps: int = 1000
+    classifier_steps: int = 500
     judge_steps: int = 500
-    batch_size: int = 128
+    batch_size: int = 64
     scales: tuple[float, ...] = (0.0, 1.0, 3.0, 10.0)
-    num_per_class: int = 40
+    num_per_class: int = 20
     sample_steps: int = 50
     sample_batch: int = 100
     likelihood_num: int = 100
@@ -69,8 +70,9 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if len(self.scales) < 2 or 0 not in self.scales:
             raise ValueError(f"scales are {self.scales}: give 0 (no guidance) and at least one other")
-        if self.num_per_class < 1:
-            raise ValueError(f"num_per_class is {self.num_per_class}: must be at least 1")
+        for field in fields(self):
+            if field.name not in ("scales", "seed") and getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} is {getattr(self, field.name)}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,22 @@ def run_demo(
     """Train, sample, measure and report into `out`; returns the report's path and its table as text.
 
     What is already in `out` is not done again, so the same call continues an interrupted one. Raises StoppedError
-    between two pieces of work when asked to stop.
+    between two pieces of work when asked to stop, and ResourceError when another process works in `out`.
     """
+    with files.lock(out / ".lock", f"demo {shown_path(out)!r}"):
+        for folder in (out, out / "sets", out / "pictures"):
+            if folder.is_dir():
+                files.remove_partials(folder)  # what a killed demo left
+        return _run_demo(config, out, device, on_progress, stop_requested)
+
+
+def _run_demo(
+    config: DemoConfig,
+    out: Path,
+    device: torch.device | str,
+    on_progress: OnProgress,
+    stop_requested: Callable[[], bool],
+) -> tuple[Path, str]:
     train_set, held_out = Digits("train"), Digits("test")
     paths = [
         _train(f"training the {what}", training, out / folder, device, on_progress, stop_requested)
@@ -265,7 +281,7 @@ def _read_images(path: Path) -> NDArray[np.uint8] | None:
         with np.load(path, allow_pickle=False) as arrays:
             images: NDArray[np.uint8] = arrays["arr_0"]
             return images
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
 
 
@@ -306,7 +322,7 @@ def _likelihood(
     if path.exists():
         try:
             stored = files.read_json(path)
-            if isinstance(stored, dict) and "bits_per_dim" in stored:
+            if isinstance(stored, dict) and stored.keys() >= {"bits_per_dim", "standard_error", "num", "steps"}:
                 return stored
         except DamagedError:
             files.remove(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adm.checkpoints.load import load
+from adm.checkpoints.load import load, locate
+from adm.checkpoints.model_document import Model
 from adm.data import to_uint8
 from adm.diffusion.chain import Chain
 from adm.diffusion.condition import Condition
 from adm.diffusion.model import Denoiser, DiffusionModel, NoisyClassifier
 from adm.guidance import Guidance, guide
-from adm.guidance.classifier import ClassifierGuidance
 from adm.guidance.clip import Clip
 from adm.runtime import lookup
 from adm.runtime.errors import UsageError
+from adm.runtime.randomness import MAX_SEED
 from adm.runtime.text import nearest, one_line, shown_path
 from adm.sampling import Sampler, SeededNoise, sample, timesteps_for
 
@@ -28,6 +30,7 @@ __all__ = [
     "Batch",
     "Request",
     "batches",
+    "check_seeds",
     "generate",
     "load_classifier",
     "load_diffusion",
@@ -43,7 +46,8 @@ class Request:
     """Everything that images are a function of, but for the seed and which image it is.
 
     denoiser: the model under its guidances. classes: names of the classes that labels may name (empty: no names).
-    num_classes: how many there are; None if nothing asks for a label.
+    num_classes: how many there are; None if no model here knows classes. is_guided: whether a guidance may ask for
+    labels even so. guides: checkpoints of the models that guidances named.
     """
 
     model: DiffusionModel
@@ -52,6 +56,8 @@ class Request:
     sampler: Sampler
     classes: tuple[str, ...]
     num_classes: int | None
+    is_guided: bool
+    guides: tuple[Path, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +82,15 @@ def generate(
     """Images of a model, uint8 (n, H, W, C).
 
     model: what `adm.load` takes, or a model. labels: class names or numbers, one for each image; n is their number,
-    or num, over which they are repeated in turn. Image k depends on seed + k. x_0 is clipped, unless a `clip`
-    guidance says otherwise. Raises UsageError.
+    or num, and then they are taken in turn. Image k depends on seed + k. x_0 is clamped to [-1, 1], unless a guidance
+    of the stage "clip" is given. Raises UsageError.
     """
     loaded = model if isinstance(model, DiffusionModel) else load_diffusion(model, device)
     request = prepare(loaded, steps, sampler, guidance)
     chosen = resolve_labels(request, labels, num)
+    check_seeds(seed, len(chosen))
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}: must be at least 1.")
     done = [batch.images for batch in batches(request, chosen, seed, batch_size)]
     return np.concatenate(done)
 
@@ -91,40 +100,54 @@ def prepare(
     steps: int,
     sampler: str | Sampler,
     guidance: Sequence[str | Guidance] = (),
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Literal["float32", "bfloat16"] | None = None,
 ) -> Request:
     """Build sampler, chain and guidances. Component specs are text as on the command line, or ready objects.
 
-    precision: bfloat16 is autocast around the networks, the guiding ones too. x_0 is clipped, unless a `clip` is
-    among the guidances. Raises UsageError for what does not go together.
+    precision: bfloat16 is autocast around the networks, the guiding ones too; None leaves them as they are. x_0 is
+    clamped to [-1, 1], unless a guidance of the stage "clip" is given. Raises UsageError for what does not go
+    together.
     """
-    device = model.device
     rule: Sampler = lookup.build("sampling", sampler) if isinstance(sampler, str) else sampler
+    paths: list[Path] = []
 
     def resolve(annotation: Any, text: str) -> object:
-        return load(text, device)
+        paths.append(locate(text))
+        # What is asked for gradients is a classifier; any other model in a guidance is a denoiser.
+        kind = load_classifier if hasattr(annotation, "grad_log_prob") else load_diffusion
+        return kind(paths[-1], model.device or "cpu")
 
     guidances: list[Guidance] = [lookup.build("guidance", g, resolve) if isinstance(g, str) else g for g in guidance]
-    if not any(isinstance(g, Clip) and not g.after for g in guidances):
+    models = [model, *(value for g in guidances for value in vars(g).values() if isinstance(value, Model))]
+    if not any(getattr(g, "stage", None) == "clip" for g in guidances):
         guidances.append(Clip())
     try:
         chain = Chain(model.schedule, timesteps_for(rule, model.schedule.num_timesteps, steps))
         denoiser = guide(model, *guidances)
     except ValueError as error:
         raise UsageError(f"{error}.") from error
-    guides = [g.classifier for g in guidances if isinstance(g, ClassifierGuidance)]
-    networks: list[DiffusionModel | NoisyClassifier] = [
-        model,
-        *(guide for guide in guides if isinstance(guide, NoisyClassifier)),
-    ]
-    for network in networks:
-        network.precision = torch.bfloat16 if precision == "bfloat16" else None
-    labelled = [network for network in networks if network.num_classes is not None]
-    names = next((network.class_names for network in labelled if network.class_names), ())
-    sizes = {network.num_classes for network in labelled if network.num_classes is not None}
+    if any(other.schedule is None for other in models):
+        warnings.warn(
+            "the classifier does not say which noise schedule it was trained for: take care that it is the model's",
+            stacklevel=2,
+        )
+    if precision is not None:
+        for other in models:
+            other.precision = torch.bfloat16 if precision == "bfloat16" else None
+    names, num_classes = _known_classes(models)
+    is_guided = any(getattr(g, "stage", None) not in ("clip", "after") for g in guidances)
+    return Request(model, denoiser, chain, rule, names, num_classes, is_guided, tuple(paths))
+
+
+def _known_classes(models: Sequence[DiffusionModel | NoisyClassifier]) -> tuple[tuple[str, ...], int | None]:
+    """The class names of these models, and how many classes labels may mean; they must have as many as each other."""
+    labelled = [model for model in models if model.num_classes is not None]
+    sizes = sorted({model.num_classes for model in labelled if model.num_classes is not None})
     if len(sizes) > 1:
-        raise UsageError(f"model and classifier know {' and '.join(map(str, sorted(sizes)))} classes. Use a pair.")
-    return Request(model, denoiser, chain, rule, names, sizes.pop() if sizes else None)
+        raise UsageError(f"model and classifier know {' and '.join(map(str, sizes))} classes. Use a pair.")
+    names = next((model.class_names for model in labelled if model.class_names), ())
+    # A network may have room for more classes than it was trained on.
+    return names, (len(names) or sizes[0]) if sizes else None
 
 
 def batches(
@@ -149,7 +172,7 @@ def batches(
         if not any(wanted(k) for k in range(start, start + count)):
             continue
         some = [labels[min(start + i, len(labels) - 1)] for i in range(size)]
-        cond = Condition() if request.num_classes is None else Condition(label=torch.tensor(some))
+        cond = Condition(label=torch.tensor(some)) if max(some) >= 0 else Condition()
         noise = SeededNoise(range(seed + start, seed + start + size))
         x = sample(
             request.denoiser,
@@ -165,16 +188,14 @@ def batches(
 
 def resolve_labels(request: Request, labels: Sequence[int | str] | None, num: int | None) -> list[int]:
     """One label for each image: those given, in turn; else every class in turn; -1 where nothing has classes."""
-    if request.num_classes is None:
-        if labels:
-            raise UsageError("labels were given, but the model is unconditional and nothing guides it. Add --guidance.")
-        return [-1] * (64 if num is None else num)
-    chosen = (
-        [class_number(label, request.classes, request.num_classes) for label in labels]
-        if labels
-        else list(range(request.num_classes))
-    )
-    count = num if num is not None else len(chosen) if labels else 64
+    given = [] if labels is None else list(labels)
+    if given and request.num_classes is None and not request.is_guided:
+        raise UsageError("labels were given, but the model is unconditional and nothing guides it. Add --guidance.")
+    if given:
+        chosen = [class_number(label, request.classes, request.num_classes) for label in given]
+    else:
+        chosen = [-1] if request.num_classes is None else list(range(request.num_classes))
+    count = num if num is not None else len(given) or 64
     if count < 1:
         raise UsageError(f"{count} images were asked for. Ask for at least 1.")
     return [chosen[k % len(chosen)] for k in range(count)]
@@ -194,16 +215,23 @@ def parse_labels(text: str) -> list[str]:
     return labels
 
 
-def class_number(label: int | str, names: tuple[str, ...], num_classes: int) -> int:
-    """The number of a class by its name, or by its number when no class is called so."""
+def class_number(label: int | str, names: tuple[str, ...], num_classes: int | None) -> int:
+    """The number of a class by its name, or by its number when no class is called so. num_classes: None if unknown."""
     if isinstance(label, str) and label in names:
         return names.index(label)
+    rule = "Use whole numbers from 0 up." if num_classes is None else f"Use 0 to {num_classes - 1}."
     if isinstance(label, str) and not label.lstrip("-").isdecimal():
-        known = f"The classes are {one_line(', '.join(names), 120)}." if names else f"Use 0 to {num_classes - 1}."
+        known = f"The classes are {one_line(', '.join(names), 120)}." if names else rule
         raise UsageError(f"label {one_line(label, 40)!r} is no class{nearest(label, names)} {known}")
-    if not 0 <= int(label) < num_classes:
-        raise UsageError(f"label {label} is no class: use 0 to {num_classes - 1}.")
+    if int(label) < 0 or (num_classes is not None and int(label) >= num_classes):
+        raise UsageError(f"label {label} is no class. {rule}")
     return int(label)
+
+
+def check_seeds(first: int, num: int) -> None:
+    """UsageError when the seeds first, first + 1, ... of num images leave what a seed may be."""
+    if first < 0 or first + num - 1 > MAX_SEED:
+        raise UsageError(f"seed {first}: the seeds of {num} images, counted up from it, must lie in 0..2**64-1.")
 
 
 def load_diffusion(path: str | Path, device: str | torch.device = "cpu", weights: str = "ema") -> DiffusionModel:

@@ -17,6 +17,7 @@ from adm.diffusion.schedule import spaced
 from adm.guidance import guide
 from adm.guidance.clip import Clip
 from adm.runtime.errors import DataError, UsageError
+from adm.runtime.text import nearest, one_line
 from adm.sampling import SeededNoise
 
 __all__ = ["measure_likelihood"]
@@ -43,10 +44,7 @@ def measure_likelihood(
         raise DataError(
             f"{dataset.name}: {dataset.channels} channel(s), the model has {shape[0]}. Use its kind of data."
         )
-    if model.num_classes is not None and len(dataset.class_names) > model.num_classes:
-        raise DataError(
-            f"{dataset.name}: more classes than the model's {model.num_classes}. Use the data it was trained on."
-        )
+    numbers = class_numbers(model, dataset)
     count = len(dataset) if num is None else min(num, len(dataset))
     if count < 1 or batch_size < 1:
         raise UsageError("ask for at least 1 image and a batch of at least 1.")
@@ -59,8 +57,8 @@ def measure_likelihood(
         rows = range(start, min(start + batch_size, count))
         images = np.stack([center_crop(dataset.image(i), shape[1:]) for i in rows])
         x0 = to_model_range(images).to(model.device)
-        label = torch.tensor([dataset.label(i) for i in rows], device=model.device)
-        cond = Condition() if model.num_classes is None else Condition(label=label)
+        label = [numbers[dataset.label(i)] for i in rows] if numbers else None
+        cond = Condition() if label is None else Condition(label=torch.tensor(label, device=model.device))
         noise = SeededNoise(range(seed + start, seed + rows.stop))
         done = start * len(chain)
         bits = bits_per_dim(
@@ -86,3 +84,26 @@ def measure_likelihood(
         "clip": True,
         "terms": torch.cat(terms).double().mean(dim=0).tolist(),
     }
+
+
+def class_numbers(model: DiffusionModel, dataset: Dataset) -> list[int]:
+    """The model's number for each class of the data, by name where both have names; empty when it takes no labels."""
+    names, known = dataset.class_names, model.class_names
+    if model.num_classes is None:
+        return []
+    if not names:
+        raise DataError(
+            f"{dataset.name}: no classes, but the model was trained with {model.num_classes}. "
+            "Put the images of each class into a folder of its own."
+        )
+    if not known:
+        if len(names) > model.num_classes:
+            raise DataError(f"{dataset.name}: {len(names)} classes, the model has {model.num_classes}. Use its data.")
+        return list(range(len(names)))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DataError(
+            f"{dataset.name}: the model knows no class {one_line(unknown[0], 40)!r}{nearest(unknown[0], known)} "
+            f"Its classes are {one_line(', '.join(known), 120)}."
+        )
+    return [known.index(name) for name in names]

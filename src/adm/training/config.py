@@ -39,6 +39,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}: must be above 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}: must be 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}: both must be at least 0 and below 1")
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}: must be 0 or more")
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -98,6 +102,8 @@ class DiffusionTraining:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
+        if self.network.low_res_channels:
+            raise ValueError(f"network.low_res_channels is {self.network.low_res_channels}: must be 0, no upsampler")
         channels, learned = self.network.in_channels, self.variance == "learned"
         if self.network.out_channels != (2 if learned else 1) * channels:
             raise ValueError(

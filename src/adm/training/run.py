@@ -19,13 +19,12 @@ from adm.data import Dataset, Loader, grid, open_dataset, save_png, to_uint8
 from adm.diffusion.chain import Chain
 from adm.diffusion.condition import Condition
 from adm.diffusion.model import DiffusionModel, NoisyClassifier
-from adm.diffusion.schedule import strided
 from adm.guidance import guide
 from adm.guidance.clip import Clip
 from adm.nn import EncoderClassifier, UNet
 from adm.runtime import files, randomness
 from adm.runtime.config import difference, from_dict, to_dict
-from adm.runtime.errors import AdmError, DataError, DivergedError, StoppedError, UsageError
+from adm.runtime.errors import AdmError, DamagedError, DataError, DivergedError, StoppedError, UsageError
 from adm.runtime.text import one_line, shown_path
 from adm.sampling import SeededNoise, sample
 from adm.sampling.ddim import DDIM
@@ -77,14 +76,16 @@ def train(
     dataset = open_dataset(config.data.path) if dataset is None else dataset
     check_data(config, dataset)
     loader = make_loader(config, dataset)
+    model = new_model(config, dataset.class_names, device)  # what cannot be built leaves no directory behind
     with ExitStack() as stack:
         checkpoints = out / "checkpoints"
         refuse_foreign(out)
         lock = stack.enter_context(files.lock(out / ".lock", f"run {shown_path(out)!r}"))
         newest, notes = checkpoint_format.newest_intact(checkpoints, set_aside=True)
-        if checkpoints.is_dir():
-            files.remove_partials(checkpoints)
-        trainer = Trainer(new_model(config, dataset.class_names, device), config)
+        for folder in (out, checkpoints, out / "samples"):
+            if folder.is_dir():
+                files.remove_partials(folder)  # what a killed run left
+        trainer = Trainer(model, config)
         if newest is not None:
             notes += restore(trainer, newest, config, dataset)
         on_progress(Progress(trainer.step, config.loop.steps, notes=tuple(notes)))
@@ -182,7 +183,8 @@ def preview(model: DiffusionModel, weights: Mapping[str, Tensor], num: int = 36,
     classes = model.num_classes
     cond = Condition() if classes is None else Condition(label=torch.arange(num) % classes)
     T = model.schedule.num_timesteps
-    chain = Chain(model.schedule, strided(T, steps) if T % steps == 0 else range(T))
+    # About as many links as asked for; an integer stride, as guided DDIM wants them, exists for any T.
+    chain = Chain(model.schedule, range(0, T, max(1, T // steps)))
     x = sample(guide(shown, Clip()), chain, DDIM(), SeededNoise(range(num)), (num, *shape), cond)
     return to_uint8(x.cpu()).numpy()
 
@@ -205,7 +207,10 @@ def new_model(
 def restore(trainer: Trainer, newest: Path, config: TrainConfig, dataset: Dataset) -> list[str]:
     """Take up a checkpoint, if it belongs to this config and data; returns notes on what has changed."""
     checkpoint = checkpoint_format.load(newest)
-    before = parse_config(checkpoint.documents["config"], f"{shown_path(newest)}/config.json")
+    try:
+        before = parse_config(checkpoint.documents["config"], f"{shown_path(newest)}/config.json")
+    except UsageError as error:
+        raise DamagedError(str(error)) from error
     if before.job != config.job:
         raise UsageError(f"{shown_path(newest)} is a {before.job} run, not {config.job}. Choose another --out.")
     changed = difference(before, config)

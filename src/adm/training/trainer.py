@@ -54,7 +54,7 @@ class Trainer:
             lr=o.lr,
             betas=o.betas,
             weight_decay=o.weight_decay,
-            fused=model.device.type in ("cpu", "cuda"),
+            fused=next(model.network.parameters()).device.type in ("cpu", "cuda"),
         )
 
     @property
@@ -96,7 +96,7 @@ class Trainer:
         """Gradients of the weighted mean loss, a microbatch at a time; the unweighted losses and terms, on the CPU."""
         n = len(examples.x0)
         size = self.config.loop.microbatch or n
-        device = self.model.device
+        device = next(self.model.network.parameters()).device
         losses: list[Tensor] = []
         terms: dict[str, list[Tensor]] = {}
         for start in range(0, n, size):

@@ -1,0 +1,85 @@
+"""A command's words as its dataclass, and what is wrong with them in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from typing import Any
+
+from adm.runtime.errors import UsageError
+from adm.runtime.text import nearest, one_line
+
+__all__ = ["HelpShown", "parse"]
+
+
+class HelpShown(Exception):
+    """Nothing is left to do."""
+
+
+def parse(command: type, name: str, words: Sequence[str]) -> Any:
+    """The command's dataclass filled from the words. Raises UsageError, or HelpShown after --help."""
+    import tyro
+
+    problem = io.StringIO()  # tyro draws a box; what it says is wanted as one line
+    try:
+        with redirect_stderr(problem):
+            return tyro.cli(command, prog=f"adm {name}", args=_joined(words))
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise HelpShown from None
+    raise UsageError(f"{name}{_in_words(_from_box(problem.getvalue()), command)} Try adm {name} --help.")
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """A value that looks like a flag, such as convert's `--flags '--image_size 64'`, put behind its flag with =."""
+    joined: list[str] = []
+    for word in words:
+        before = joined[-1] if joined else ""
+        is_text = " " in word.strip() or before == "--flags"
+        if word.startswith("-") and is_text and before.startswith("--") and "=" not in before:
+            joined[-1] = f"{before}={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _from_box(text: str) -> str:
+    """The first paragraph of tyro's box, without its frame, which on some terminals is drawn with -, | and +."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    paragraphs = [[""]]
+    for line in text.splitlines():
+        content = line.strip().strip("│╭╮╰╯|+").strip()
+        if re.search(r"─|-{4}", content):
+            paragraphs.append([])
+        else:
+            paragraphs[-1].append(content)
+    found = [" ".join(lines).strip() for lines in paragraphs if any(lines)]
+    return next(iter(found if "╭" in text else found[1:]), "cannot be understood")
+
+
+def _in_words(problem: str, command: type) -> str:
+    """What follows the command's name: tyro's problem in the words of this project, ending with a full stop."""
+    if match := re.match(r"Missing from adm [^:]*: (.*)", problem):
+        wanted = [part.split() for part in match[1].split("(required)") if part.strip()]
+        names = [" ".join(part[: 2 if part[0].startswith("--") else 1]) for part in wanted]
+        return f" needs {' and '.join(names)}."
+    if match := re.match(r"Missing value for argument '(.*?)'", problem):
+        return f": {match[1]} needs a value."
+    if match := re.match(r"Error parsing (\S+): .*(?:from \[|base 10: )'(.*?)'(?:\]|$|\.)", problem):
+        rule = "whole number" if "int" in problem.lower() else "value for it"
+        return f": {match[1]} {one_line(match[2], 40)!r} is no {rule}."
+    if match := re.match(r"Unrecognized options: (.*)", problem):
+        return _unrecognized(match[1].split(", "), command)
+    return f": {one_line(problem, 200).rstrip('.')}."
+
+
+def _unrecognized(words: list[str], command: type) -> str:
+    flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(command)]
+    flag = next((word for word in words if word.startswith("-")), None)
+    if flag is not None:
+        return f" has no option {one_line(flag.partition('=')[0], 40)!r}{nearest(flag.partition('=')[0], flags)}"
+    more = " Write --set before each setting." if "--set" in flags and "=" in words[0] else ""
+    return f" takes no {one_line(words[0], 40)!r}.{more}"

@@ -1,0 +1,287 @@
+"""`adm sample`: files, labels, components by name, and going on where it stopped."""
+
+import csv
+import json
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import adm
+from adm.data import SampleSet
+from adm.runtime.randomness import MAX_SEED
+
+STEPS = ["--steps", "2", "--device", "cpu"]
+
+
+def rows(directory):
+    with open(directory / "labels.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def pixels(directory):
+    return np.stack([np.atleast_3d(np.asarray(Image.open(path))) for path in sorted(directory.glob("*.png"))])
+
+
+def test_a_directory_holds_the_images_that_generate_makes_their_labels_and_the_request(runs, tmp_path, adm_command):
+    out = tmp_path / "new" / "set"
+    result = adm_command("sample", "model", "--out", out, "--labels", "3,7*2", "--num", 5, "--seed", 40, *STEPS)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.strip().endswith("set-overview.png)") and str(out) in result.out
+    assert sorted(p.name for p in out.iterdir()) == [*(f"00000{k}.png" for k in range(5)), "labels.csv", "request.json"]
+    wanted = [3, 7, 7, 3, 7]
+    assert rows(out) == [
+        {"file": f"00000{k}.png", "label": str(label), "class": str(label), "seed": str(40 + k)}
+        for k, label in enumerate(wanted)
+    ]
+    direct = adm.generate("model", wanted, steps=2, sampler="ddpm", seed=40)
+    np.testing.assert_array_equal(pixels(out), direct)
+    request = json.loads((out / "request.json").read_text())
+    assert (request["seed"], request["labels"], request["image_shape"]) == (40, "3,7*2", [1, 8, 8])
+    with Image.open(tmp_path / "new" / "set-overview.png") as picture:
+        assert min(picture.size) >= 64
+
+
+def test_an_npz_has_openais_layout(runs, tmp_path, adm_command):
+    out = tmp_path / "x.npz"
+    result = adm_command("sample", "model", "--out", out, "--labels", "1,2", *STEPS)
+    assert (result.code, result.err, result.out.strip()) == (0, "", str(out))
+    with np.load(out, allow_pickle=False) as arrays:
+        assert sorted(arrays) == ["arr_0", "arr_1"]
+        np.testing.assert_array_equal(arrays["arr_0"], adm.generate("model", [1, 2], steps=2, sampler="ddpm"))
+        assert (arrays["arr_1"].dtype, arrays["arr_1"].tolist()) == (np.int64, [1, 2])
+
+
+def test_without_labels_an_npz_has_only_images(runs, tmp_path, adm_command):
+    assert adm_command("sample", "unconditional", "--out", tmp_path / "x.npz", "--num", 3, *STEPS).code == 0
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert {name: arrays[name].shape for name in arrays} == {"arr_0": (3, 8, 8, 1)}
+
+
+def test_every_class_takes_its_turn_when_no_label_is_given(runs, tmp_path, adm_command):
+    assert adm_command("sample", "photo-model", "--out", tmp_path / "s", "--num", 3, *STEPS).code == 0
+    assert [row["class"] for row in rows(tmp_path / "s")] == ["a b", "ü", "a b"]
+    assert pixels(tmp_path / "s").shape == (3, 8, 12, 3)
+
+
+def test_classes_are_named_or_numbered(runs, tmp_path, adm_command):
+    for labels, expected in (("ü,a b", ["1", "0"]), ("1,0", ["1", "0"]), ("a b*2", ["0", "0"])):
+        out = tmp_path / labels
+        assert adm_command("sample", "photo-model", "--out", out, "--labels", labels, *STEPS).code == 0
+        assert [row["label"] for row in rows(out)] == expected
+
+
+def test_a_guide_gives_an_unconditional_model_its_labels(runs, tmp_path, adm_command):
+    words = ["sample", "unconditional", "--labels", "0,1", *STEPS, "--out"]
+    guided = ["--guidance", "classifier:classifier=guide,scale=50"]
+    assert adm_command(*words, tmp_path / "guided", *guided).code == 0
+    assert [row["class"] for row in rows(tmp_path / "guided")] == ["0", "1"]
+    assert adm_command("sample", "unconditional", "--num", 2, *STEPS, "--out", tmp_path / "plain").code == 0
+    assert (pixels(tmp_path / "guided") != pixels(tmp_path / "plain")).any()
+
+
+def test_the_same_command_makes_only_what_is_missing_with_equal_bytes(runs, tmp_path, adm_command, monkeypatch):
+    out = tmp_path / "s"
+    words = ["sample", "model", "--out", out, "--num", 5, "--set", "batch_size=2", *STEPS]
+    assert adm_command(*words).code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    made, add = [], SampleSet.add
+    monkeypatch.setattr(SampleSet, "add", lambda self, k, image: (made.append(k), add(self, k, image)))
+    assert adm_command(*words).code == 0 and made == []
+    (out / "000001.png").unlink()
+    (out / "000004.png").unlink()
+    (out / "labels.csv").unlink()
+    result = adm_command(*words)
+    assert "3 of 5 images are there" in result.err and made == [1, 4]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_set_can_grow_and_is_not_cut_back(runs, tmp_path, adm_command):
+    out = tmp_path / "s"
+    words = ["sample", "model", "--out", out, *STEPS, "--num"]
+    assert adm_command(*words, 2).code == 0
+    first = (out / "000001.png").read_bytes()
+    assert adm_command(*words, 6).code == 0
+    assert (out / "000001.png").read_bytes() == first and len(rows(out)) == 6
+    assert np.abs(pixels(out).astype(int) - adm.generate("model", num=6, steps=2, sampler="ddpm")).max() <= 1
+    assert adm_command(*words, 1).code == 0
+    assert len(rows(out)) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--seed", "1"], "seed"),
+        (["--steps", "4"], "steps"),
+        (["--sampler", "ddim"], "sampler"),
+        (["--guidance", "classifier:classifier=guide"], "guidance"),
+        (["--labels", "1"], "labels"),
+        (["--set", "weights=model"], "weights"),
+        (["--set", "batch_size=3"], "batch_size"),
+    ],
+)
+def test_a_set_made_with_other_settings_is_refused_by_name(words, name, runs, tmp_path, adm_command):
+    base = ["sample", "model", "--out", tmp_path / "s", "--num", 1, *STEPS]
+    assert adm_command(*base).code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    result = adm_command(*base, *words)
+    assert (result.code, f"was made with {name}=" in result.problem) == (2, True)
+    assert "Choose another --out" in result.problem
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
+
+
+def test_a_guide_that_was_trained_again_is_another_request(runs, tmp_path, adm_command):
+    import shutil
+
+    guide = shutil.copytree(runs / "guide", tmp_path / "guide")
+    words = [
+        "sample",
+        "model",
+        "--out",
+        tmp_path / "s",
+        "--num",
+        1,
+        *STEPS,
+        "--guidance",
+        f"classifier:classifier={guide}",
+    ]
+    assert adm_command(*words).code == 0
+    shutil.rmtree(guide)
+    assert adm_command("train", "classifier", "--data", "digits", "--out", guide, "--steps", 1, "--batch", 2).code == 0
+    assert "guidance_sha256" in adm_command(*words).problem
+
+
+def test_a_request_without_images_yet_gives_way(runs, tmp_path, adm_command):
+    words = ["sample", "model", "--out", tmp_path / "s", "--num", 1, *STEPS]
+    assert adm_command(*words).code == 0
+    (tmp_path / "s" / "000000.png").unlink()
+    (tmp_path / "s" / "labels.csv").unlink()
+    assert adm_command(*words, "--seed", 7).code == 0
+    assert [row["seed"] for row in rows(tmp_path / "s")] == ["7"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_between_batches_it_exits_75_and_the_same_command_ends_with_equal_bytes(
+    number, runs, tmp_path, adm_command, monkeypatch
+):
+    words = ["sample", "model", "--num", 6, "--set", "batch_size=2", *STEPS, "--out"]
+    assert adm_command(*words, tmp_path / "whole").code == 0
+    with monkeypatch.context() as patch:
+        add = SampleSet.add
+
+        def interrupted(self, k, image):
+            if k == 3:
+                signal.raise_signal(number)
+            add(self, k, image)
+
+        patch.setattr(SampleSet, "add", interrupted)
+        result = adm_command(*words, tmp_path / "s")
+    assert (result.code, "stopped after 4 of 6 images; the same command continues" in result.problem) == (75, True)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert adm_command(*words, tmp_path / "s").code == 0
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "s" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_npz_that_is_stopped_says_that_it_starts_again(runs, tmp_path, adm_command, monkeypatch):
+    monkeypatch.setattr("adm.studies.generate.to_uint8", lambda x: (signal.raise_signal(signal.SIGTERM), x)[1])
+    words = ["sample", "model", "--num", 4, "--set", "batch_size=2", *STEPS, "--out", tmp_path / "x.npz"]
+    result = adm_command(*words)
+    assert (result.code, "the same command starts again" in result.problem) == (75, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_third_party_components_work_by_their_dotted_names(runs, tmp_path, adm_command, monkeypatch):
+    package = tmp_path / "lab" / "thirdparty_lab"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "jump.py").write_text(
+        "from dataclasses import dataclass\n"
+        "__all__ = ['Jump']\n"
+        "@dataclass(frozen=True)\n"
+        "class Jump:\n"
+        "    to: float = 0.0\n"
+        "    def init(self):\n        return None\n"
+        "    def step(self, denoise, x_t, link, noise, state):\n"
+        "        return x_t * 0 + self.to, None\n"
+    )
+    (package / "still.py").write_text(
+        "from dataclasses import replace\n"
+        "__all__ = ['Still']\n"
+        "class Still:\n"
+        "    stage = 'mix'\n"
+        "    def __init__(self, value: float):\n        self.value = value\n"
+        "    def __call__(self, denoiser):\n"
+        "        class Denoiser:\n"
+        "            schedule, image_shape, device = denoiser.schedule, denoiser.image_shape, denoiser.device\n"
+        "            def __call__(this, x_t, t, cond):\n"
+        "                p = denoiser(x_t, t, cond)\n"
+        "                return replace(p, x0=p.x0 * 0 + self.value)\n"
+        "        return Denoiser()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "lab"))
+    words = ["sample", "model", "--num", 1, *STEPS, "--out"]
+    assert adm_command(*words, tmp_path / "a", "--sampler", "thirdparty_lab.jump:to=-1").code == 0
+    assert (pixels(tmp_path / "a") == 0).all()
+    assert adm_command(*words, tmp_path / "b", "--sampler", "thirdparty_lab.jump.Jump:to=1").code == 0
+    assert (pixels(tmp_path / "b") == 255).all()
+    still = ["--guidance", "thirdparty_lab.still:value=0.5", "--sampler", "ddim"]
+    assert adm_command(*words, tmp_path / "c", *still).code == 0
+    assert (pixels(tmp_path / "c") == 191).all()
+    result = adm_command(*words, tmp_path / "d", "--sampler", "thirdparty_lab.jump:too=1")
+    assert (result.code, "no option 'too'; did you mean 'to'" in result.problem) == (2, True)
+    result = adm_command(*words, tmp_path / "d", "--guidance", "thirdparty_lab.still")
+    assert (result.code, "needs 'value'" in result.problem) == (2, True)
+
+
+def test_the_largest_seed_is_a_seed(runs, tmp_path, adm_command):
+    assert adm_command("sample", "model", "--out", tmp_path / "s", "--num", 1, "--seed", MAX_SEED, *STEPS).code == 0
+    assert rows(tmp_path / "s")[0]["seed"] == str(MAX_SEED)
+
+
+def test_weights_and_precision_are_settings(runs, tmp_path, adm_command):
+    for name, setting in (("model", "weights=model"), ("bf16", "precision=bfloat16")):
+        assert adm_command("sample", "model", "--out", tmp_path / name, "--num", 1, *STEPS, "--set", setting).code == 0
+    assert json.loads((tmp_path / "bf16" / "request.json").read_text())["precision"] == "bfloat16"
+
+
+def test_what_a_killed_process_leaves_behind_does_not_block_the_set(runs, tmp_path, adm_command):
+    out = tmp_path / "s"
+    command = ["sample", "model", "--out", out, "--num", 2, *STEPS]
+    out.mkdir()
+    (out / ".request.json.partial-0badc0de").write_text("{")
+    assert adm_command(*command).code == 0
+    (out / ".000001.png.partial-0badc0de").write_bytes(b"half")
+    (out / "000001.png").unlink()
+    assert adm_command(*command).code == 0
+    assert sorted(p.name for p in out.iterdir()) == ["000000.png", "000001.png", "labels.csv", "request.json"]
+
+
+def test_labels_follow_a_set_that_grew_and_was_killed_before_they_were_written(runs, tmp_path, adm_command):
+    out = tmp_path / "s"
+    command = ["sample", "model", "--out", out, "--set", "batch_size=2", *STEPS, "--num"]
+    assert adm_command(*command, 4).code == 0
+    (out / "labels.csv").write_text("file,label,class,seed\n000000.png,0,0,0\n")
+    assert adm_command(*command, 4).code == 0
+    assert len(rows(out)) == 4
+    assert adm_command(*command, 2).code == 0
+    assert len(rows(out)) == 4
+
+
+def test_nothing_that_is_there_is_overwritten(runs, tmp_path, adm_command, monkeypatch):
+    (tmp_path / "s.png").write_text("mine")
+    (tmp_path / "x.npz").write_text("mine")
+    assert adm_command("sample", "model", "--out", tmp_path / "s", "--num", 1, *STEPS).code == 0
+    assert (tmp_path / "s.png").read_text() == "mine"
+    result = adm_command("sample", "model", "--out", tmp_path / "x.npz", "--num", 1, *STEPS)
+    assert result.code == 2 and "exists" in result.problem and (tmp_path / "x.npz").read_text() == "mine"
+
+
+def test_a_second_writer_of_a_set_is_refused(runs, tmp_path, adm_command):
+    out = tmp_path / "s"
+    assert adm_command("sample", "model", "--out", out, "--num", 1, *STEPS).code == 0
+    request = json.loads((out / "request.json").read_text())
+    with SampleSet.open(out, request):
+        result = adm_command("sample", "model", "--out", out, "--num", 2, *STEPS)
+    assert result.code == 5 and "is in use by pid" in result.problem

@@ -1,0 +1,65 @@
+"""The frozen surface: commands and their flags are only ever added to."""
+
+import dataclasses
+import re
+
+import pytest
+
+from adm.cli.main import commands
+
+TRAIN = ["--data", "--out", "--steps", "--batch", "--image-size", "--seed", "--device", "--set"]
+FLAGS = {
+    "convert": ["SRC", "DST", "--flags"],
+    "demo": ["--out", "--device", "--set"],
+    "likelihood": ["MODEL", "DATA", "--num", "--steps", "--batch", "--out", "--seed", "--device"],
+    "sample": [
+        *("MODEL", "--out", "--num", "--labels", "--steps", "--sampler", "--guidance"),
+        *("--seed", "--device", "--set"),
+    ],
+    "selftest": ["--device"],
+    "train classifier": TRAIN,
+    "train diffusion": TRAIN,
+}
+DEFAULTS = {
+    "demo": {"out": "demo"},
+    "sample": {"num": None, "labels": None, "steps": 250, "sampler": "ddpm", "guidance": (), "seed": 0},
+    "likelihood": {"num": None, "steps": None, "batch": 64, "out": None, "seed": 0},
+}
+
+
+def test_the_commands_are_these():
+    assert list(commands()) == sorted(FLAGS)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_the_flags_are_these_and_each_is_explained(name, adm_command):
+    result = adm_command(*name.split(), "--help")
+    assert (result.code, result.err) == (0, "")
+    text = re.sub(r"\s+", " ", re.sub(r"[│╭╮╰╯─]", " ", result.out))
+    assert len(dataclasses.fields(commands()[name])) == len(FLAGS[name])
+    for flag in FLAGS[name]:
+        assert re.search(rf" {flag} (\S+ )?[A-Z]", text), flag
+    assert (commands()[name].__doc__ or "").splitlines()[0] in text
+
+
+@pytest.mark.parametrize(("name", "field", "value"), [(n, f, v) for n, d in DEFAULTS.items() for f, v in d.items()])
+def test_defaults_do_not_move(name, field, value):
+    assert {f.name: f.default for f in dataclasses.fields(commands()[name])}[field] == value
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"]])
+def test_help_lists_every_command_on_stdout(words, adm_command):
+    result = adm_command(*words)
+    assert (result.code, result.err) == (0, "")
+    assert all(f"adm {name} " in result.out for name in FLAGS)
+
+
+def test_help_on_a_group_lists_its_commands(adm_command):
+    result = adm_command("train", "--help")
+    assert result.code == 0 and "adm train diffusion" in result.out and "adm sample" not in result.out
+
+
+def test_version_is_that_of_the_distribution(adm_command):
+    from importlib.metadata import version
+
+    assert adm_command("--version").out == f"adm {version('adm-diffusion')}\n"

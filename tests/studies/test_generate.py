@@ -1,0 +1,280 @@
+"""From a model and a few words to images."""
+
+import numpy as np
+import pytest
+import torch
+
+import adm
+from adm.nn import ClassifierConfig, EncoderClassifier, UNet, UNetConfig
+from adm.runtime.errors import DamagedError, UsageError
+from adm.studies.generate import Request, batches, class_number, parse_labels, prepare, resolve_labels
+
+TRUNK = {
+    "in_channels": 2,
+    "model_channels": 8,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attention_resolutions": (4,),
+    "num_head_channels": 8,
+}
+NAMES = ("cat", "7", "dog")
+
+
+def randomised(model):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def diffusion(num_classes=3, size=(8, 12)):
+    network = UNet(UNetConfig(image_size=size, out_channels=4, num_classes=num_classes, **TRUNK))
+    model = randomised(adm.DiffusionModel(network, adm.cosine(1000)))
+    model.class_names = NAMES if num_classes == 3 else ()
+    return model
+
+
+def classifier(num_classes=3, size=(8, 12)):
+    network = EncoderClassifier(ClassifierConfig(image_size=size, num_classes=num_classes, **TRUNK))
+    model = randomised(adm.NoisyClassifier(network, adm.cosine(1000)))
+    model.class_names = NAMES if num_classes == 3 else ()
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return diffusion()
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return diffusion(None)
+
+
+def close(a, b):
+    """Networks round differently in other batch sizes: a grey level at most."""
+    assert a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_images_are_uint8_nhwc_of_the_models_size_and_channels(model):
+    images = adm.generate(model, ["cat", 2], steps=2)
+    assert (images.shape, images.dtype) == ((2, 8, 12, 2), np.uint8)
+
+
+def test_it_is_the_one_loop_and_nothing_else(model):
+    labels = [0, 2, 1]
+    images = adm.generate(model, labels, steps=5, sampler="ddim:eta=0.5", seed=11)
+    chain = adm.Chain(model.schedule, adm.strided(1000, 5))
+    denoiser, noise = adm.guide(model, adm.Clip()), adm.SeededNoise([11, 12, 13])
+    x = adm.sample(denoiser, chain, adm.DDIM(eta=0.5), noise, (3, 2, 8, 12), adm.Condition(label=labels))
+    np.testing.assert_array_equal(images, ((x + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_image_k_depends_on_seed_plus_k_and_its_label_alone(model, sampler):
+    labels = [0, 1, 2, 0, 1, 2, 0]
+    everything = adm.generate(model, labels, steps=4, sampler=sampler, seed=5)
+    close(adm.generate(model, labels[3:4], steps=4, sampler=sampler, seed=8), everything[3:4])
+    close(adm.generate(model, labels[:2], steps=4, sampler=sampler, seed=5), everything[:2])
+    for batch_size in (1, 3, 8):
+        close(adm.generate(model, labels, steps=4, sampler=sampler, seed=5, batch_size=batch_size), everything)
+    assert (everything[0] != everything[3]).any()
+
+
+def test_how_many_are_asked_for_changes_no_byte_of_full_blocks(model):
+    some, more = (adm.generate(model, [0, 1], steps=2, num=n, batch_size=4) for n in (5, 11))
+    np.testing.assert_array_equal(some, more[:5])
+
+
+def test_labels_are_names_or_numbers_and_repeat_in_turn(model):
+    request = prepare(model, 2, "ddim")
+    assert resolve_labels(request, ["dog", 1, "0"], None) == [2, 1, 0]
+    assert resolve_labels(request, ["dog", "cat"], 5) == [2, 0, 2, 0, 2]
+    assert resolve_labels(request, [0, 1, 2], 2) == [0, 1]
+    assert resolve_labels(request, None, 4) == [0, 1, 2, 0]
+    assert len(resolve_labels(request, None, None)) == 64
+    close(adm.generate(model, ["dog"], steps=2, num=3), adm.generate(model, [2, 2, 2], steps=2))
+
+
+def test_a_name_wins_over_a_number_and_numbers_are_bounded():
+    assert class_number("7", NAMES, 3) == 1
+    assert class_number("2", NAMES, 3) == 2
+    for label in (3, "3", -1, "-1"):
+        with pytest.raises(UsageError, match="Use 0 to 2"):
+            class_number(label, NAMES, 3)
+    with pytest.raises(UsageError, match=r"'dgo' is no class; did you mean 'dog'. The classes are cat, 7, dog"):
+        class_number("dgo", NAMES, 3)
+    with pytest.raises(UsageError, match=r"is no class\. Use 0 to 2"):
+        class_number("dog", (), 3)
+
+
+def test_labels_are_written_with_commas_and_stars():
+    assert parse_labels("tench,207, cat*3") == ["tench", "207", "cat", "cat", "cat"]
+    assert parse_labels("a*b") == ["a*b"]
+    for text in ("", ",", "a,,b", "*3", "a*0"):
+        with pytest.raises(UsageError, match="names or numbers with commas"):
+            parse_labels(text)
+
+
+def test_labels_matter_to_a_conditional_model_and_are_refused_by_an_unconditional_one(model, plain):
+    a, b = (adm.generate(model, [label], steps=4) for label in (0, 1))
+    assert (a != b).any()
+    with pytest.raises(UsageError, match=r"unconditional and nothing guides it. Add --guidance"):
+        adm.generate(plain, [0], steps=2)
+    assert adm.generate(plain, num=3, steps=2).shape == (3, 8, 12, 2)
+
+
+def test_a_guide_gives_an_unconditional_model_classes_and_their_names(plain):
+    guide = classifier()
+    request = prepare(plain, 4, "ddpm", [adm.ClassifierGuidance(guide, 5.0)])
+    assert (request.classes, request.num_classes) == (NAMES, 3)
+    pulled, other = (
+        adm.generate(plain, [name], steps=4, sampler="ddpm", guidance=[adm.ClassifierGuidance(guide, 1e6)])
+        for name in ("dog", "cat")
+    )
+    assert (pulled != other).any()
+
+
+def test_x_0_is_clipped_unless_a_clip_says_otherwise(plain):
+    def bound(*guidance):
+        seen = []
+        request = prepare(plain, 3, "ddim", guidance)
+        adm.sample(
+            request.denoiser, request.chain, request.sampler, adm.SeededNoise([0]), (1, 2, 8, 12),
+            on_step=lambda event: seen.append(float(event.prediction.x0.abs().max())),
+        )  # fmt: skip
+        return max(seen)
+
+    assert bound() == 1
+    assert bound("clip:limit=0.25") == 0.25
+    assert bound("clip:limit=1000") > 1
+    assert bound("clip:after=true") == 1
+
+
+def test_models_that_do_not_go_together_are_refused(model, plain):
+    with pytest.raises(UsageError, match="know 3 and 4 classes"):
+        prepare(model, 2, "ddim", [adm.ClassifierGuidance(classifier(4))])
+    with pytest.raises(UsageError, match="16x8 with 2 channels, the model makes 8x12 with 2 channels"):
+        prepare(model, 2, "ddim", [adm.ClassifierGuidance(classifier(size=(16, 8)))])
+    with pytest.raises(UsageError, match="is no classifier"):
+        prepare(model, 2, "ddim", [adm.ClassifierGuidance(plain)])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"steps": 0}, "cannot take 0 of 1000"),
+        ({"steps": 300, "sampler": "ddim"}, "250 or 334"),
+        ({"sampler": "euler"}, "no 'euler'"),
+        ({"guidance": ["clip:limits=1"]}, "did you mean 'limit'"),
+        ({"num": 0}, "at least 1"),
+        ({"seed": -1}, "seed -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"labels": ["cow"]}, "'cow' is no class"),
+    ],
+)
+def test_bad_requests_are_one_line(model, options, says):
+    with pytest.raises(UsageError, match=says) as error:
+        adm.generate(model, **({"steps": 2} | options))
+    assert "\n" not in str(error.value)
+
+
+def test_paths_are_loaded_and_wrong_ones_refused(runs, tmp_path):
+    images = adm.generate("unconditional", num=2, steps=2)
+    np.testing.assert_array_equal(images, adm.generate(adm.load("unconditional"), num=2, steps=2))
+    checkpoint = runs / "unconditional" / "checkpoints" / "step-00000002"
+    np.testing.assert_array_equal(images, adm.generate(checkpoint, num=2, steps=2))
+    guided = adm.generate("unconditional", [3], steps=2, guidance=["classifier:classifier=guide,scale=2"])
+    assert guided.shape == (1, 8, 8, 1)
+    with pytest.raises(UsageError, match="guide is a classifier"):
+        adm.generate("guide", steps=2)
+    with pytest.raises(UsageError, match="no such run"):
+        adm.generate(tmp_path / "nothing", steps=2)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "MANIFEST.json").write_text("{}")
+    with pytest.raises(DamagedError):
+        adm.generate(tmp_path / "empty", steps=2)
+
+
+def test_blocks_start_at_multiples_of_the_batch_and_unwanted_ones_are_not_made(model):
+    request: Request = prepare(model, 2, "ddim")
+    steps: list[tuple[int, int]] = []
+    made = list(batches(request, [0] * 7, 3, 3, {0, 6}.__contains__, lambda index, step: steps.append((index, step))))
+    assert [(batch.index, len(batch.images)) for batch in made] == [(0, 3), (6, 1)]
+    assert steps == [(0, 0), (0, 1), (6, 0), (6, 1)]
+
+
+def test_global_random_states_are_left_alone(model):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    adm.generate(model, [0], steps=2, sampler="ddpm")
+    assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
+
+
+class FlippedGuidance:
+    """A third party's guidance: holds a classifier under a name of its own and pushes away from the label."""
+
+    stage = "gradient"
+
+    def __init__(self, critic, scale=1.0):
+        self.critic, self.scale = critic, scale
+
+    def __call__(self, denoiser):
+        return adm.ClassifierGuidance(self.critic, -self.scale)(denoiser)
+
+
+def test_the_classes_of_a_third_partys_guide_are_known(plain):
+    request = prepare(plain, 4, "ddim", [FlippedGuidance(classifier())])
+    assert (request.classes, request.num_classes) == (NAMES, 3)
+    toward = adm.generate(plain, ["dog", "cat"], steps=4, guidance=[adm.ClassifierGuidance(classifier(), 4000.0)])
+    away = adm.generate(plain, ["dog", "cat"], steps=4, guidance=[FlippedGuidance(classifier(), 4000.0)])
+    assert (toward != away).any()
+
+
+def test_labels_reach_a_guidance_of_unknown_classes_as_numbers(plain):
+    seen = []
+
+    class Watcher:
+        stage = "mix"
+
+        def __call__(self, denoiser):
+            def predict(x_t, t, cond=adm.Condition()):
+                seen.append(cond.label.tolist())
+                return denoiser(x_t, t, cond)
+
+            predict.schedule, predict.device = denoiser.schedule, denoiser.device
+            return predict
+
+    adm.generate(plain, np.array([5, 70]), steps=4, guidance=[Watcher()])
+    assert seen == [[5, 70]] * 4
+
+
+def test_classes_that_were_never_trained_are_no_labels():
+    roomy = diffusion(num_classes=5)
+    roomy.class_names = ("a", "b")
+    request = prepare(roomy, 4, "ddim")
+    assert resolve_labels(request, None, 4) == [0, 1, 0, 1]
+    with pytest.raises(UsageError, match=r"label 4 is no class\. Use 0 to 1"):
+        resolve_labels(request, [4], None)
+
+
+@pytest.mark.parametrize("num", [0, -3])
+def test_at_least_one_image_must_be_asked_for(model, plain, num):
+    for which in (model, plain):
+        with pytest.raises(UsageError, match="Ask for at least 1"):
+            adm.generate(which, num=num)
+
+
+def test_a_thresholder_of_another_name_takes_the_place_of_the_clip(plain):
+    class Tighter(adm.Clip):
+        pass
+
+    bound = adm.generate(plain, num=2, steps=4, guidance=[Tighter(limit=0.5)])
+    assert bound.max() <= 192 and bound.min() >= 62
+
+
+def test_the_precision_of_a_model_is_left_alone(model):
+    model.precision = torch.bfloat16
+    adm.generate(model, num=1, steps=2)
+    assert model.precision is torch.bfloat16
+    model.precision = None
