@@ -44,6 +44,11 @@ GUIDE = (
     ("Judge", "a classifier trained on clean training digits only; it had no part in the sampling."),
     ("Precision and recall", "with neighbourhoods of k = 3 in the judge's features (Kynkaanniemi et al. 2019)."),
     ("FD (judge)", "Frechet distance in the judge's 64 features. FID is the same in Inception's; this is not FID."),
+    (
+        "Bits/dim",
+        "what the model needs for one grey value of 256 (an upper bound, looser for a shorter chain); knowing that only "
+        "17 of them occur, and nothing else, takes 4.09.",
+    ),
     ("Nearest training digit", "samples that were copies would lie far nearer than held-out real digits do."),
 )
 
@@ -72,7 +77,14 @@ def write_demo_report(
         highlights=_highlights(measurements, bits),
     )
     paths = write_report(out / "report.html", report)
-    return paths[0], text_table(table)
+    return paths[0], f"{text_table(table)}\n\n{_in_bits(bits)}"
+
+
+def _in_bits(bits: Mapping[str, Any]) -> str:
+    return (
+        f"bits/dim of {bits['num']} held-out digits: {bits['bits_per_dim']:.3f} +- {bits['standard_error']:.3f} "
+        f"(standard error; bound of the {bits['steps']}-step chain)"
+    )
 
 
 def _table(measurements: Sequence[Measurement], real: Mapping[str, Mapping[str, float]]) -> Table:
@@ -103,8 +115,8 @@ def _summary(measurements: Sequence[Measurement]) -> list[str]:
 def _highlights(measurements: Sequence[Measurement], bits: Mapping[str, Any]) -> list[tuple[str, str]]:
     low, high = _ends(measurements, "ddpm")
     return [
-        (f"{low.values['label_accuracy']:.0%}", f"of DDPM samples show the digit asked for at scale {low.scale:g}"),
-        (f"{high.values['label_accuracy']:.0%}", f"do at scale {high.scale:g}"),
+        (f"{low.values['label_accuracy']:.1%}", f"of DDPM samples show the digit asked for at scale {low.scale:g}"),
+        (f"{high.values['label_accuracy']:.1%}", f"do at scale {high.scale:g}"),
         (f"{low.values['recall']:.2f} to {high.values['recall']:.2f}", "is what recall does meanwhile"),
         (
             f"{bits['bits_per_dim']:.2f}",
