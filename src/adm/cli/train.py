@@ -24,12 +24,7 @@ Seed = Annotated[int, tyro.conf.arg(help="Everything random is a function of it.
 
 
 @dataclass(frozen=True)
-class TrainDiffusion:
-    """Train a diffusion model on images.
-
-    Class-conditional when the data have classes (--set network.num_classes=none makes it unconditional).
-    """
-
+class _Train:
     data: Data
     out: Out
     steps: Steps = None
@@ -38,23 +33,22 @@ class TrainDiffusion:
     seed: Seed = 0
     device: Device = "auto"
     set: Settings = ()
+
+
+@dataclass(frozen=True)
+class TrainDiffusion(_Train):
+    """Train a diffusion model on images.
+
+    Class-conditional when the data have classes (--set network.num_classes=none makes it unconditional).
+    """
 
     def run(self) -> None:
         _run("diffusion", self)
 
 
 @dataclass(frozen=True)
-class TrainClassifier:
+class TrainClassifier(_Train):
     """Train a noisy classifier, to guide a diffusion model of the same schedule and size."""
-
-    data: Data
-    out: Out
-    steps: Steps = None
-    batch: Batch = None
-    image_size: Size = None
-    seed: Seed = 0
-    device: Device = "auto"
-    set: Settings = ()
 
     def run(self) -> None:
         _run("classifier", self)
@@ -63,7 +57,7 @@ class TrainClassifier:
 COMMANDS = {"train diffusion": TrainDiffusion, "train classifier": TrainClassifier}
 
 
-def _run(job: str, flags: TrainDiffusion | TrainClassifier) -> None:
+def _run(job: str, flags: _Train) -> None:
     from pathlib import Path
 
     from adm.cli._progress import bar, say
@@ -89,7 +83,7 @@ def _run(job: str, flags: TrainDiffusion | TrainClassifier) -> None:
     print(shown_path(checkpoint))
 
 
-def _config(job: str, flags: TrainDiffusion | TrainClassifier) -> tuple[TrainConfig, Dataset]:
+def _config(job: str, flags: _Train) -> tuple[TrainConfig, Dataset]:
     """The defaults for these data, then the flags, then --set. The data are opened, and a folder scanned, once."""
     from adm.cli._progress import bar
     from adm.data import open_dataset

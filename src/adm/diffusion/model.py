@@ -39,14 +39,40 @@ class NetworkOutput:
     variance: Tensor | None
 
 
-class DiffusionModel(nn.Module):
+class NetworkModel(nn.Module):
+    """What every model has around its network. Attributes to set: class_names, and precision, a dtype for autocast
+    around the network alone (None: as it is)."""
+
+    def __init__(self, network: nn.Module, time_scale: float | None) -> None:
+        super().__init__()
+        self.network = network
+        self.time_scale = time_scale
+        self.class_names: tuple[str, ...] = ()
+        self.precision: torch.dtype | None = None
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the network's weights are; None for a network that has none."""
+        first = next(self.network.parameters(), None)
+        return None if first is None else first.device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of the images it was made for, when the network knows."""
+        return getattr(self.network, "image_shape", None)
+
+    @property
+    def num_classes(self) -> int | None:
+        return getattr(getattr(self.network, "config", None), "num_classes", None)
+
+
+class DiffusionModel(NetworkModel):
     """Network + schedule + parametrization: what a checkpoint holds, and a Denoiser.
 
     network: (x, t, label, low_res) -> (N, C, H, W), or (N, 2C, H, W) with learned variance.
     mean: what the first C channels are: eps (ADM), x0, v (Salimans & Ho 2022), or edm's F (EDM Eq. 7).
     variance: learned (iDDPM Eq. 15), small (beta_tilde), or large (beta; beta_tilde at t = 0, as released).
     time_scale: the network is given t * time_scale; the released rescale_timesteps is 1000 / T. None: t as it is.
-    Attributes to set: class_names, and precision, a dtype for autocast around the network alone (None: as it is).
     """
 
     def __init__(
@@ -57,20 +83,16 @@ class DiffusionModel(nn.Module):
         variance: Variance = "learned",
         time_scale: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(network, time_scale)
         if mean not in ("eps", "x0", "v", "edm"):
             raise ValueError(f"mean {mean!r}: choose eps, x0, v or edm")
         if variance not in ("learned", "small", "large"):
             raise ValueError(f"variance {variance!r}: choose learned, small or large")
         if mean == "edm" and time_scale is not None:
             raise ValueError("time_scale has no meaning with mean='edm', which is given log(sigma) / 4: leave it out")
-        self.network = network
         self.schedule = schedule
         self.mean: Mean = mean
         self.variance: Variance = variance
-        self.time_scale = time_scale
-        self.class_names: tuple[str, ...] = ()
-        self.precision: torch.dtype | None = None
 
     def forward(self, x_t: Tensor, t: Time, cond: Condition = Condition()) -> Prediction:
         """Predict x_0 from x_t (N, C, H, W) at t. Unclipped; carries no guidance."""
@@ -111,20 +133,6 @@ class DiffusionModel(nn.Module):
         skip, out, _ = _edm_scalings(sigma / alpha)
         return (x0 - skip * (x0 + sigma / alpha * eps)) / out  # EDM Eq. 8
 
-    @property
-    def device(self) -> torch.device | None:
-        """Where the network's weights are; None for a network that has none."""
-        return device_of(self.network)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """(C, H, W) of the images it was made for, when the network knows."""
-        return getattr(self.network, "image_shape", None)
-
-    @property
-    def num_classes(self) -> int | None:
-        return getattr(getattr(self.network, "config", None), "num_classes", None)
-
     def _network_input(self, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         if self.mean == "edm":
             alpha, sigma = self.schedule.alpha_sigma(t, x_t)
@@ -152,7 +160,7 @@ class DiffusionModel(nn.Module):
         return expand((torch.as_tensor(t) != 0).to(alpha.dtype), output.mean).expand_as(alpha).clone()
 
 
-class NoisyClassifier(nn.Module):
+class NoisyClassifier(NetworkModel):
     """Network + the schedule it was trained for: p(y | x_t, t), ADM section 4.
 
     network: (x, t) -> (N, num_classes) logits. schedule: None when unknown (a released file does not say), and then
@@ -160,12 +168,8 @@ class NoisyClassifier(nn.Module):
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule | None, time_scale: float | None = None) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network, time_scale)
         self.schedule = schedule
-        self.time_scale = time_scale
-        self.class_names: tuple[str, ...] = ()
-        self.precision: torch.dtype | None = None
 
     def forward(self, x_t: Tensor, t: Time) -> Tensor:
         """Logits (N, num_classes) at x_t (N, C, H, W). Below t = 0, where nothing was trained, t = 0 is asked."""
@@ -195,20 +199,6 @@ class NoisyClassifier(nn.Module):
             (gradient,) = torch.autograd.grad(self.log_prob(x, t, label).sum(), x, create_graph=differentiable)
         return gradient
 
-    @property
-    def device(self) -> torch.device | None:
-        """Where the network's weights are; None for a network that has none."""
-        return device_of(self.network)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """(C, H, W) of the images it was made for, when the network knows."""
-        return getattr(self.network, "image_shape", None)
-
-    @property
-    def num_classes(self) -> int | None:
-        return getattr(getattr(self.network, "config", None), "num_classes", None)
-
 
 def per_image(t: Time, x: Tensor, scale: float | None = None) -> Tensor:
     """t for each image of x, (N,) on its device, times the scale: what networks take. Whole numbers stay whole."""
@@ -220,11 +210,6 @@ def per_image(t: Time, x: Tensor, scale: float | None = None) -> Tensor:
         t = torch.full((len(x),), t.item(), dtype=t.dtype, device=x.device)
     t = t.to(x.device).expand(len(x))
     return t if scale is None else t * scale
-
-
-def device_of(network: nn.Module) -> torch.device | None:
-    first = next(network.parameters(), None)
-    return None if first is None else first.device
 
 
 def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[object]:

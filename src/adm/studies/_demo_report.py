@@ -46,8 +46,8 @@ GUIDE = (
     ("FD (judge)", "Frechet distance in the judge's 64 features. FID is the same in Inception's; this is not FID."),
     (
         "Bits/dim",
-        "what the model needs for one grey value of 256 (an upper bound, looser for a shorter chain); knowing that only "
-        "17 of them occur, and nothing else, takes 4.09.",
+        "what the model needs for one grey value of 256 (a bound from above, looser for a shorter chain); to know that "
+        "only 17 of them occur, and nothing else, takes 4.09.",
     ),
     ("Nearest training digit", "samples that were copies would lie far nearer than held-out real digits do."),
 )
