@@ -129,8 +129,8 @@ class TestFit:
 
     def test_its_own_schedule_and_size_or_unknown_ones_are_accepted(self):
         for classifier in (network_classifier(), network_classifier(schedule=None), CLASSIFIER):
-            adm.guide(self.Model(), adm.ClassifierGuidance(classifier))
-        adm.guide(MIXTURE, adm.ClassifierGuidance(network_classifier()))
+            assert adm.guide(self.Model(), adm.ClassifierGuidance(classifier)).schedule is SCHEDULE
+        assert adm.guide(MIXTURE, adm.ClassifierGuidance(network_classifier())).schedule is MIXTURE.schedule
 
     @pytest.mark.parametrize("schedule", [adm.linear(1000), adm.cosine(999)])
     @pytest.mark.parametrize("scale", [1.0, 0.0])

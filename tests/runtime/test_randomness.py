@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -184,13 +185,10 @@ def test_within_a_fork_torch_draws_as_a_function_of_seed_stream_and_step() -> No
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_fork_leaves_the_generators_as_they_were_also_after_an_error(fails: bool) -> None:
     before = global_states()
-    try:
-        with fork(seed=1, stream="a"):
-            torch.rand(3)
-            if fails:
-                raise KeyError
-    except KeyError:
-        pass
+    with pytest.raises(KeyError) if fails else nullcontext(), fork(seed=1, stream="a"):
+        torch.rand(3)
+        if fails:
+            raise KeyError
     assert global_states() == before
     torch.rand(3)
     assert global_states() != before  # the twin: a draw outside shows

@@ -94,8 +94,8 @@ def _component(spec: str, name: str) -> Callable[..., Dataset] | None:
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", name):
         try:
             return _find(name)
-        except UsageError:
-            pass
+        except UsageError as error:  # a folder with a dot in its name, or a component that has a fault of its own
+            raise DataError(f"data {one_line(spec)!r}: no such folder; and of a component so named: {error}") from error
     accepted = ", ".join(built_in)
     raise DataError(
         f"data {one_line(spec)!r}: no such folder, and no built-in data set{nearest(name, built_in)} "
