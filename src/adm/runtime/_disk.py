@@ -254,6 +254,31 @@ def open_new(path: Path, shown: Path, needed: int | None = None) -> Iterator[Bin
         buffered.close()
 
 
+@contextmanager
+def open_kept(path: Path, size: int) -> Iterator[BinaryIO]:
+    """A file's first ``size`` bytes, to be extended; what was written is kept if the block raises."""
+    with explained("write", path):
+        fd = open_file(path, os.O_RDWR | os.O_CREAT | NOFOLLOW)
+    raw = _Raw(fd, path, None)
+    buffered = io.BufferedWriter(raw, BLOCK)
+    try:
+        with explained("write", path):
+            truncate(fd, size)
+            os.lseek(fd, size, os.SEEK_SET)
+        yield cast(BinaryIO, buffered)
+        buffered.flush()
+        with explained("write", path):
+            fsync(fd)
+    except BaseException:
+        with suppress(OSError, AdmError):
+            buffered.flush()
+        with suppress(OSError, AdmError):
+            raw.close()  # before the buffer, which would try to write what is left in it
+        raise
+    with explained("write", path):
+        buffered.close()
+
+
 class _Raw(io.RawIOBase):
     """Writes through ``write`` and explains its errors. Without ``fileno``, so that nobody writes past it."""
 

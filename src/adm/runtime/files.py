@@ -42,6 +42,7 @@ __all__ = [
     "append_line",
     "check_recorded",
     "explanation",
+    "extend",
     "json_bytes",
     "lock",
     "make_directory",
@@ -115,6 +116,19 @@ def new_file(path: _disk.PathLike, *, needed: int | None = None) -> Iterator[Bin
     """A file that must not exist yet, written under its own name: for use inside ``new_directory``."""
     path = _disk.absolute(path)
     with _disk.open_new(path, path, needed) as stream:
+        yield stream
+
+
+@contextmanager
+def extend(path: _disk.PathLike, size: int) -> Iterator[BinaryIO]:
+    """A binary file that is cut or made to hold its first ``size`` bytes and then grows; missing parents are made.
+
+    For what is to survive an interruption under a name that says that it is not whole: all that was written stays,
+    also when the block raises.
+    """
+    path = _disk.absolute(path)
+    make_directory(path.parent)
+    with _disk.open_kept(path, size) as stream:
         yield stream
 
 
