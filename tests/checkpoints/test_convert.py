@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ import torch
 
 import adm
 from adm.checkpoints import format as checkpoint_format
-from adm.checkpoints.openai import read_flags
+from adm.checkpoints.convert import export
+from adm.checkpoints.load import save_model
+from adm.checkpoints.openai import read_flags, to_ours
+from adm.diffusion.schedule import Schedule
+from adm.nn import UNet, UNetConfig
 from adm.runtime import files
-from adm.runtime.errors import AdmError, DamagedError, DataError, UsageError
+from adm.runtime.errors import AdmError, DamagedError, DataError, ResourceError, UsageError
+from faults import ENOSPC, faults
 from golden_weights import DIFFUSION, recorded_case, recorded_weights, released_shapes
-from tiny_runs import contents
+from tiny_runs import contents, run, tiny
 
 PT = DIFFUSION / "unet_cond_learned_legacy.pt"
 CASE = "unet_cond_learned_legacy"
@@ -149,10 +155,10 @@ def test_a_damaged_file(damage: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"num_channels": 64}, "shape"),
-        ({"class_cond": False}, "unexpected"),
-        ({"num_res_blocks": 2}, "missing"),
-        ({"learn_sigma": False}, "shape"),
+        ({"num_channels": 64}, "num_channels is 64: 32 fits"),
+        ({"class_cond": False}, "class_cond is False: True fits"),
+        ({"num_res_blocks": 2}, "num_res_blocks is 2: 1 fits"),
+        ({"learn_sigma": False}, "learn_sigma is False: True fits"),
     ],
 )
 def test_flags_of_another_network(change: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -163,7 +169,10 @@ def test_flags_of_another_network(change: dict[str, Any], said: str, tmp_path: P
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (None, "does not say what it is. Give the flags it was released with: --flags '...'"),
+        (None, "which is no preset. Say what its shapes do not: adm convert"),
+        ('{"image_size": }', "the flags cannot be read"),
+        ("[1]", "stands among the flags without a name"),
+        ("absent.json", "absent.json"),
         ("--image_size 16 --num_chanels 32", "num_chanels"),
         ("--image_size sixteen", "sixteen"),
         ("--image_size 17", "17"),
@@ -201,7 +210,7 @@ class Executes:
 def test_code_in_a_file_is_refused_and_not_executed(tmp_path: Path) -> None:
     mark, evil = tmp_path / "executed", tmp_path / "evil.pt"
     torch.save({"input_blocks.0.0.weight": Executes(mark)}, evil)
-    assert "may be code and is not loaded" in refused(DamagedError, 4, evil, tmp_path / "m", golden_flags())
+    assert "asks to call" in refused(DamagedError, 4, evil, tmp_path / "m", golden_flags())
     assert not mark.exists()
     with zipfile.ZipFile(evil) as archive:  # the twin: an ordinary reader executes it
         name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
@@ -212,9 +221,10 @@ def test_code_in_a_file_is_refused_and_not_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"state_dict": {"a": torch.zeros(1)}}, "entries are no tensors, the first is state_dict"),
-        ([torch.zeros(1)], "holds list"),
-        ({}, "holds nothing"),
+        ({"state_dict": {"a": torch.zeros(1)}}, "holds no network of guided-diffusion"),
+        ({"model": {"a": torch.zeros(1)}, "ema": {"a": torch.zeros(1)}}, "holds 2 state dicts"),
+        ([torch.zeros(1)], "holds a list"),
+        ({}, "holds an empty dict"),
     ],
 )
 def test_a_file_that_holds_no_flat_state_dict(content, said: str, tmp_path: Path) -> None:
@@ -237,3 +247,158 @@ def test_half_precision_files_become_single_precision(tmp_path: Path) -> None:
     directory = adm.convert(tmp_path / "half.pt", tmp_path / "m", flags=golden_flags())
     stored = checkpoint_format.load(directory).tensors["model"]
     assert {value.dtype for value in stored.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("form", ["text", "file"])
+def test_flags_as_json(form: str, tmp_path: Path) -> None:
+    text = json.dumps(golden_flags())
+    (tmp_path / "flags.json").write_text(text)
+    directory = adm.convert(PT, tmp_path / "m", flags=text if form == "text" else str(tmp_path / "flags.json"))
+    assert files.read_json(directory / "provenance.json")["flags"] == golden_flags()
+    assert (directory / "model.json").read_bytes() == (
+        adm.convert(PT, tmp_path / "n", flags=golden_flags()) / "model.json"
+    ).read_bytes()
+
+
+# ---- back again -----------------------------------------------------------------------------------
+
+UNETS = ["unet_cond_learned_legacy", "unet_cond_learned_neworder", "unet_uncond_fixed_legacy",
+         "unet_uncond_xstart_fixedlarge", "upsampler_8_to_16"]  # fmt: skip
+
+
+FIRST = ["unet_cond_learned_legacy", "unet_cond_learned_neworder", "upsampler_8_to_16", "classifier_attention"]
+SIDES = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in UNETS + CLASSIFIERS]
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_there_back_and_there_again(name: str, tmp_path: Path) -> None:
+    """The tensors return to the byte, in their order, and the recorded values hold on both sides."""
+    flags, arrays = recorded_case(name)
+    released = recorded_weights(released_shapes(read_flags(flags)), flags["weight_seed"])
+    torch.save(released, tmp_path / "a.pt")
+    ours = adm.convert(tmp_path / "a.pt", tmp_path / "a", flags=flags)
+    back, words = export(ours, tmp_path / "b.pt")
+    content = torch.load(back, weights_only=True)
+    assert type(content) is OrderedDict and list(content) == list(released_shapes(read_flags(flags)))
+    for key, value in content.items():
+        assert value.dtype == torch.float32 and torch.equal(value, released[key]), key
+        assert value.untyped_storage().nbytes() == 4 * value.numel()
+    # The words that were printed are those with which it comes back, also the last time from a bare file.
+    again = adm.convert(back, tmp_path / "c", flags=words)
+    assert contents(again)["model.safetensors"] == contents(ours)["model.safetensors"]
+    assert contents(again)["model.json"] == contents(ours)["model.json"]
+    network = adm.load(again).network
+    with torch.no_grad():
+        extra = [] if "logits" in arrays else [arrays.get("y"), arrays.get("low_res")]
+        output = network(arrays["x"], arrays["t"], *extra)
+    assert agree(output, arrays["logits" if "logits" in arrays else "model_output"])
+
+
+def test_what_is_written_back_has_the_names_order_and_shapes_that_the_original_code_saved(tmp_path: Path) -> None:
+    original = torch.load(PT, weights_only=True)
+    ours = adm.convert(PT, tmp_path / "m", flags=golden_flags())
+    back = torch.load(adm.convert(ours, tmp_path / "b.pt", to="openai"), weights_only=True)
+    assert [(name, value.shape, value.dtype) for name, value in back.items()] == [
+        (name, value.shape, value.dtype) for name, value in original.items()
+    ]
+    assert all(torch.equal(back[name], original[name]) for name in original)
+
+
+def test_a_run_goes_back_with_its_averaged_or_its_last_weights(tmp_path: Path) -> None:
+    run(tiny("diffusion", "network.model_channels=32", "loop.steps=2", "loop.save_every=2"), tmp_path / "run")
+    stored = checkpoint_format.load(tmp_path / "run" / "checkpoints" / "step-00000002").tensors
+    for weights, group in (("ema", "ema"), ("model", "model")):
+        file, words = export(tmp_path / "run", tmp_path / f"{weights}.pt", weights=weights)
+        spec = read_flags(json.loads(words) if words.startswith("{") else words)
+        ours = to_ours(torch.load(file, weights_only=True), spec.network, new_attention_order=spec.new_attention_order)
+        assert all(torch.equal(ours[name], stored[group][name]) for name in ours)
+    same = all(torch.equal(stored["ema"][name], stored["model"][name]) for name in stored["ema"])
+    assert not same  # the twin: the two differ
+
+
+def model_like(**changes: Any) -> adm.DiffusionModel:
+    trunk: dict[str, Any] = {"image_size": 64, "model_channels": 32, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 1}
+    network = UNet(UNetConfig(**trunk | {"out_channels": 6} | changes.pop("network", {})))
+    return adm.DiffusionModel(network, changes.pop("schedule", adm.linear(1000)), **changes)
+
+
+def test_a_model_that_flags_express_comes_with_the_flag_string(tmp_path: Path) -> None:
+    model = model_like(schedule=adm.cosine(400), time_scale=2.5)
+    _, words = export(save_model(model, tmp_path / "m"), tmp_path / "x.pt")
+    assert words == (
+        "--image_size 64 --num_channels 32 --num_res_blocks 1 --num_heads 4 --num_head_channels -1 "
+        "--attention_resolutions 32,16,8 --dropout 0.0 --class_cond False --use_scale_shift_norm True "
+        "--resblock_updown True --use_new_attention_order False --learn_sigma True --predict_xstart False "
+        "--noise_schedule cosine --diffusion_steps 400 --rescale_timesteps True"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"network": {"num_classes": 10}}, '"num_classes": 10'),
+        ({"network": {"in_channels": 1, "out_channels": 2}}, '"in_channels": 1'),
+        ({"network": {"channel_mult": (0.5, 1), "model_channels": 64}}, '"channel_mult": [0.5, 1]'),
+        ({"network": {"resblock_updown": False, "resample_conv": False}}, '"conv_resample": false'),
+    ],
+)
+def test_what_no_flag_says_and_the_original_constructor_does_comes_as_its_keywords(changes, said, tmp_path) -> None:
+    _, words = export(save_model(model_like(**changes), tmp_path / "m"), tmp_path / "x.pt")
+    assert said in words
+    model = adm.load(adm.convert(tmp_path / "x.pt", tmp_path / "n", flags=words))
+    assert model.network.config.num_classes == changes["network"].get("num_classes")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mean": "v"}, "mean is v, not eps or x0"),
+        ({"mean": "edm"}, "mean is edm"),
+        ({"schedule": Schedule(torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64))}, "schedule is neither linear nor"),
+        ({"time_scale": 3.0}, "time_scale is 3"),
+        ({"network": {"model_channels": 16}}, "16 channels are no multiple of 32"),
+        ({"network": {"rescale_skips": True}}, "rescale_skips"),
+        ({"network": {"image_size": (64, 32)}}, "image_size"),
+    ],
+)
+def test_what_the_original_code_cannot_express_is_refused_by_name_and_nothing_is_written(
+    changes, said, tmp_path
+) -> None:
+    directory = save_model(model_like(**changes), tmp_path / "m")
+    with pytest.raises(UsageError, match=said) as refusal:
+        adm.convert(directory, tmp_path / "x.pt", to="openai")
+    assert "our format" in str(refusal.value) and "\n" not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_cannot_be_written_or_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    ours = adm.convert(PT, tmp_path / "m", flags=golden_flags())
+    (tmp_path / "there.pt").write_bytes(b"mine")
+    for arguments, said in (
+        (dict(source=ours, destination=tmp_path / "there.pt", to="openai"), "there.pt exists"),
+        (dict(source=ours, destination=tmp_path / "n"), "is in our format. To write a released file of it, add --to"),
+        (dict(source=ours, destination=tmp_path / "n.pt", to="openai", flags="--image_size 16"), "says itself what"),
+        (dict(source=PT, destination=tmp_path / "n", to="onnx"), "to 'onnx': choose adm or openai"),
+        (dict(source=PT, destination=tmp_path / "n", flags="", weights="model"), "weights chooses what"),
+        (dict(source=ours, destination=tmp_path / "n.pt", to="openai", weights="best"), "weights 'best'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            adm.convert(**arguments)
+    assert (tmp_path / "there.pt").read_bytes() == b"mine" and not list(tmp_path.glob("n*"))
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    ours = adm.convert(PT, tmp_path / "m", flags=golden_flags())
+
+    def write() -> None:
+        adm.convert(ours, tmp_path / "x.pt", to="openai")
+
+    with faults() as counter:
+        write()
+    (tmp_path / "x.pt").unlink()
+    writes = [i for i, (name, _) in enumerate(counter.calls) if name == "write"]
+    assert len(writes) > 2
+    for at in writes:
+        with faults(at, ENOSPC), pytest.raises(ResourceError, match=r"cannot write .*x\.pt: No space left on device"):
+            write()
+        assert [path.name for path in tmp_path.iterdir()] == ["m"]

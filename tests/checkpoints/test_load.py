@@ -172,7 +172,6 @@ def test_a_directory_without_a_manifest_is_refused(tmp_path: Path) -> None:
     ("make", "said"),
     [
         (lambda path: None, "no such run or checkpoint"),
-        (lambda path: path.write_bytes(b"PK"), "is a file, not a run or checkpoint. A released .pt becomes one by"),
         (lambda path: path.mkdir(), "holds neither a run nor a checkpoint"),
         (lambda path: (path / "checkpoints").mkdir(parents=True), "this run has no checkpoint yet. Train it first"),
     ],
@@ -182,6 +181,12 @@ def test_a_path_that_means_no_model_is_refused_by_name(make, said: str, tmp_path
     with pytest.raises(UsageError, match=said) as info:
         adm.load(tmp_path / "thing")
     assert "thing" in str(info.value)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_as_damaged(tmp_path: Path) -> None:
+    (tmp_path / "thing").write_bytes(b"PK")
+    with pytest.raises(DamagedError, match="thing: is cut short"):
+        adm.load(tmp_path / "thing")
 
 
 def test_weights_are_ema_or_model(runs) -> None:

@@ -1,15 +1,12 @@
 """Released files become our networks: their values, names, flags and files."""
 
-import json
-import math
-import zipfile
-
 import pytest
 import torch
 
-from adm.checkpoints.openai import Spec, is_classifier, read_flags, read_pt, to_openai, to_ours, write_flags
+from adm.checkpoints.openai import Spec, is_classifier, read_flags, to_openai, to_ours, write_flags
+from adm.checkpoints.torch_file import read_state_dict
 from adm.nn import ClassifierConfig, UNetConfig
-from adm.runtime.errors import DamagedError, DataError, UsageError
+from adm.runtime.errors import DamagedError, UsageError
 from golden_weights import (
     DIFFUSION,
     meta_network,
@@ -101,7 +98,7 @@ def test_logits_and_gradients_are_the_recorded_ones(name):
 
 def test_the_saved_file_holds_the_recipe_in_our_names_order_and_shapes():
     flags, _ = recorded_case("unet_cond_learned_legacy")
-    saved = read_pt(DIFFUSION / "unet_cond_learned_legacy.pt")
+    saved = read_state_dict(DIFFUSION / "unet_cond_learned_legacy.pt")
     made = recorded_weights(released_shapes(read_flags(flags)), flags["weight_seed"])
     assert list(saved) == list(released_shapes(read_flags(flags)))
     assert all(torch.equal(saved[name], made[name]) for name in saved) and saved.keys() == made.keys()
@@ -268,7 +265,7 @@ def test_flags_written_and_read_again_are_the_same(model):
 @pytest.mark.parametrize("name", [*UNETS, "classifier_spatial"])
 def test_recorded_flags_written_and_read_again_are_the_same(name):
     spec = read_flags(recorded_case(name)[0])
-    if spec.kind == "classifier":
+    if spec.kind != "diffusion":
         with pytest.raises(UsageError, match="no released flags express"):
             write_flags(spec)
     else:
@@ -297,57 +294,3 @@ def test_flags_that_cannot_be_are_refused_in_one_line(flags, message):
     with pytest.raises(UsageError) as refusal:
         read_flags(flags)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
-
-
-def test_half_precision_files_become_float32(tmp_path):
-    torch.save({"a": torch.ones(2, dtype=torch.float16), "b": torch.ones(2, dtype=torch.int64)}, tmp_path / "half.pt")
-    assert {name: tensor.dtype for name, tensor in read_pt(tmp_path / "half.pt").items()} == {
-        "a": torch.float32,
-        "b": torch.int64,
-    }
-
-
-def test_a_changed_byte_and_a_cut_file_are_refused(tmp_path):
-    weights = torch.zeros(1000)
-    torch.save({"weights": weights}, tmp_path / "good.pt")
-    assert torch.equal(read_pt(tmp_path / "good.pt")["weights"], weights)
-    content = (tmp_path / "good.pt").read_bytes()
-    middle = len(content) // 2
-    (tmp_path / "changed.pt").write_bytes(content[:middle] + b"\x01" + content[middle + 1 :])
-    # torch itself does not look at the checksum.
-    assert not torch.equal(torch.load(tmp_path / "changed.pt", weights_only=True)["weights"], weights)
-    with pytest.raises(DamagedError, match=r"changed\.pt: the checksum of .* is wrong"):
-        read_pt(tmp_path / "changed.pt")
-    for size in (0, 100, middle, len(content) - 1):
-        (tmp_path / "cut.pt").write_bytes(content[:size])
-        with pytest.raises(DamagedError, match=r"cut\.pt: is cut short"):
-            read_pt(tmp_path / "cut.pt")
-
-
-class Surprise:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-def test_code_is_refused_and_not_executed(tmp_path, capsys):
-    torch.save({"a": Surprise()}, tmp_path / "code.pt")
-    with pytest.raises(DamagedError, match=r"code\.pt: holds something else than tensors"):
-        read_pt(tmp_path / "code.pt")
-    assert "executed" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("content", [{"state_dict": {"a": torch.zeros(1)}}, [torch.zeros(1)], {}, torch.zeros(1)])
-def test_anything_but_a_flat_dict_of_tensors_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(DamagedError, match=r"other\.pt: ") as refusal:
-        read_pt(tmp_path / "other.pt")
-    assert "\n" not in str(refusal.value)
-
-
-def test_a_missing_file_and_a_foreign_zip_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"none\.pt: no such file"):
-        read_pt(tmp_path / "none.pt")
-    with zipfile.ZipFile(tmp_path / "foreign.pt", "w") as archive:
-        archive.writestr("a.txt", json.dumps([math.pi]))
-    with pytest.raises(DamagedError, match=r"foreign\.pt: holds something else"):
-        read_pt(tmp_path / "foreign.pt")

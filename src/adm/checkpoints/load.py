@@ -1,4 +1,4 @@
-"""Models from directories."""
+"""Models from directories, from files, and by the names of presets."""
 
 from __future__ import annotations
 
@@ -8,24 +8,36 @@ from pathlib import Path
 import torch
 
 from adm.checkpoints import format as checkpoint_format
+from adm.checkpoints import store, triples
 from adm.checkpoints.model_document import Model, build_model, describe_model, set_weights
+from adm.checkpoints.presets import find_preset, is_preset
+from adm.checkpoints.released import file_sha256, read_released
+from adm.checkpoints.torch_file import read_torch_file
 from adm.runtime import files
 from adm.runtime.errors import DamagedError, UsageError
 from adm.runtime.text import one_line, shown_path
 
-__all__ = ["load", "locate", "save_model"]
+__all__ = ["fingerprint", "load", "locate", "save_model"]
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", weights: str = "ema") -> Model:
-    """The model of a run directory or checkpoint directory, in eval mode, with nothing else to be said.
+    """The model of a run, a checkpoint directory, a preset or a released file, in eval mode.
 
-    Of a run the newest intact checkpoint is taken; damaged ones are named in a warning. weights: "ema", the averaged
-    ones, or "model", those of the last step; a converted file has only the one kind that it was released with.
-    Raises UsageError when there is nothing at the path and DamagedError, naming the file, when nothing intact is.
+    Of a run the newest intact checkpoint is taken; damaged ones are named in a warning. A preset comes from the
+    cache. A .pt or .safetensors file is loaded when it is recognised as a preset; of others `adm.convert` can be told
+    what they are. weights: "ema", the averaged ones, or "model", those of the last step; a file or a converted file
+    has only the one kind that it was released with. Raises UsageError when there is nothing at the path or a file
+    does not say what it is, and DamagedError, naming the file, when nothing intact is.
     """
     if weights not in ("ema", "model"):
         raise UsageError(f"weights {one_line(weights, 40)!r}: choose ema (averaged) or model (of the last step).")
-    directory = locate(path)
+    place = locate(path)
+    model = load_directory(place, weights) if place.is_dir() else read_released(place).model
+    return model.to(device).eval()
+
+
+def load_directory(directory: Path, weights: str) -> Model:
+    """The model of a checkpoint directory."""
     stored = {Path(name).stem for name in files.read_manifest(directory) if name.endswith(".safetensors")}
     group = weights if weights in stored else "model"
     if group not in stored:
@@ -35,12 +47,17 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str = "e
         raise DamagedError(f"{shown_path(directory)}: holds no model.json. Give a run or checkpoint that adm wrote.")
     model = build_model(checkpoint.documents["model"], f"{shown_path(directory)}/model.json")
     set_weights(model, checkpoint.tensors[group], f"{shown_path(directory)}/{group}.safetensors")
-    return model.to(device).eval()
+    return model
 
 
 def locate(path: str | Path) -> Path:
-    """The checkpoint directory that a path means; damaged ones that were passed over are named in a warning."""
+    """The checkpoint directory or the file that a path or the name of a preset means.
+
+    Damaged checkpoints that were passed over are named in a warning; files are not opened.
+    """
     path = Path(path)
+    if not path.exists():
+        return locate_preset(path)
     if (path / "checkpoints").is_dir():
         newest, notes = checkpoint_format.newest_intact(path / "checkpoints")
         if newest is None and notes:
@@ -52,13 +69,36 @@ def locate(path: str | Path) -> Path:
         return newest
     if (path / "MANIFEST.json").exists() or (path / "model.json").exists():
         return path
-    if not path.exists():
-        raise UsageError(f"{shown_path(path)}: no such run or checkpoint. Give the directory that adm wrote.")
-    if path.is_file():
+    if not path.is_dir():
+        if (path.parent / "MANIFEST.json").exists():
+            raise UsageError(f"{shown_path(path)} is a part of a checkpoint. Give its directory, {path.parent}.")
+        triples.refuse_optimizer(path)
+        return path
+    if triples.find(path) is not None:
         raise UsageError(
-            f"{shown_path(path)} is a file, not a run or checkpoint. A released .pt becomes one by `adm convert`."
+            f"{shown_path(path)}: holds files of the original trainer, which do not say what they are. "
+            f"Say it once: adm convert {one_line(path, 60)} DST --flags '...'"
         )
+    if (path / ".metadata").exists() or (path / "data.pkl").exists():
+        read_torch_file(path)  # says what such a directory is, and that it is never read
     raise UsageError(f"{shown_path(path)}: holds neither a run nor a checkpoint. Give the directory that adm wrote.")
+
+
+def locate_preset(path: Path) -> Path:
+    """The file of a preset, named instead of a path that exists."""
+    name = path.as_posix()
+    if is_preset(name) or name.startswith("openai/"):
+        return store.require_file(find_preset(name))
+    raise UsageError(
+        f"{shown_path(path)}: no such run or checkpoint. Give the directory that adm wrote, a .pt file, "
+        "or a name that adm models list shows."
+    )
+
+
+def fingerprint(path: str | Path) -> str:
+    """The sha256 that identifies the weights at a located path: that of the file, or of the directory's manifest."""
+    path = Path(path)
+    return files.sha256_file(path / files.MANIFEST) if path.is_dir() else file_sha256(path)
 
 
 def save_model(model: Model, directory: str | Path, provenance: dict[str, object] | None = None) -> Path:

@@ -22,7 +22,10 @@ Model = DiffusionModel | NoisyClassifier
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """A schedule by name and length, or a table of alpha_bar when it has no name."""
+    """A schedule by name and length, or a table of alpha_bar when it has no name.
+
+    name: of the forward process. num_timesteps: T. alpha_bar: the values of a table.
+    """
 
     name: Literal["linear", "cosine", "table"] = "cosine"
     num_timesteps: int = 1000
@@ -74,7 +77,7 @@ def describe_model(model: Model) -> dict[str, Any]:
             DiffusionDocument(
                 "diffusion",
                 network.config,
-                _describe_schedule(model.schedule),
+                describe_schedule(model.schedule),
                 model.mean,
                 model.variance,
                 model.time_scale,
@@ -82,7 +85,7 @@ def describe_model(model: Model) -> dict[str, Any]:
             )
         )
     if isinstance(model, NoisyClassifier) and isinstance(network, EncoderClassifier):
-        schedule = None if model.schedule is None else _describe_schedule(model.schedule)
+        schedule = None if model.schedule is None else describe_schedule(model.schedule)
         return to_dict(ClassifierDocument("classifier", network.config, schedule, model.time_scale, model.class_names))
     kinds = f"{type(model).__name__} around a {type(network).__name__}"
     raise UsageError(f"a {kinds} cannot be stored. Use the networks of adm.nn, UNet or EncoderClassifier.")
@@ -137,7 +140,7 @@ def set_weights(model: Model, tensors: Mapping[str, Tensor], where: str) -> None
     model.network.load_state_dict(dict(tensors), assign=True)
 
 
-def _describe_schedule(schedule: Schedule) -> ScheduleConfig:
+def describe_schedule(schedule: Schedule) -> ScheduleConfig:
     T = schedule.num_timesteps
     if T > 20 and torch.equal(linear(T).alpha_bar, schedule.alpha_bar):
         return ScheduleConfig("linear", T)

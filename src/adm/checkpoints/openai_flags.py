@@ -1,8 +1,7 @@
-"""The flags of the released code, and its constructors' keywords, as our configs; and back."""
+"""The flags of the released code, and its constructors' keywords, as our configs."""
 
-import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from adm.checkpoints.openai_tables import (
@@ -15,17 +14,17 @@ from adm.checkpoints.openai_tables import (
     UPSAMPLER,
     UPSAMPLER_MULTIPLIERS,
     check_names,
-    flag_text,
     read,
     split,
 )
 from adm.nn import ClassifierConfig, UNetConfig
 from adm.runtime.errors import UsageError
 
-__all__ = ["Spec", "read_flags", "write_flags"]
+__all__ = ["CLASSIFYING", "Kind", "Spec", "check_flags", "read_flags"]
 
 Kind = Literal["diffusion", "classifier", "upsampler"]
 Given = Mapping[str, Any]
+Multipliers = tuple[int | float, ...]
 CLASSIFYING = {"pool", *CLASSIFIER}
 
 
@@ -49,7 +48,9 @@ class Spec:
     new_attention_order: bool = False
 
 
-def read_flags(flags: str | Given, kind: Kind | Literal["unet"] | None = None) -> Spec:
+def read_flags(
+    flags: str | Given, kind: Kind | Literal["unet"] | None = None, channel_mult: Multipliers | None = None
+) -> Spec:
     """The released flags, or a constructor's keywords, as our configs.
 
     flags: "--image_size 64 --class_cond True ...", a mapping of the same names, or a mapping of the keywords
@@ -57,8 +58,9 @@ def read_flags(flags: str | Given, kind: Kind | Literal["unet"] | None = None) -
     diffusion flags may stand. What is not given takes the released default; a classifier's schedule has none.
     attention_resolutions are pixels in flags, down-sampling factors in keywords. kind: which network is meant
     if a command line has flags of several; "unet" is any but the classifier. Not given, `pool` or
-    `classifier_*` mean a classifier, large_size an upsampler. Flags of training and sampling are ignored.
-    Raises UsageError for what is unknown or cannot be.
+    `classifier_*` mean a classifier, large_size an upsampler. channel_mult: a classifier's, when its file tells
+    them; its flags have no name for them. Flags of training and sampling are ignored. Raises UsageError for what
+    is unknown or cannot be.
     """
     given = split(flags) if isinstance(flags, str) else {k: v for k, v in flags.items() if v is not None}
     keywords = any(name in KEYWORDS and name not in MODEL for name in given)
@@ -66,29 +68,21 @@ def read_flags(flags: str | Given, kind: Kind | Literal["unet"] | None = None) -
     chosen = choose_kind(given, kind)
     try:
         if chosen == "classifier":
-            return classifier_from_keywords(given) if keywords else classifier_from_flags(given)
+            return classifier_from_keywords(given) if keywords else classifier_from_flags(given, channel_mult)
         return unet_from_keywords(given, chosen) if keywords else unet_from_flags(given, chosen)
     except ValueError as error:
         raise UsageError(f"the flags describe no network: {error}") from error
 
 
-def write_flags(spec: Spec) -> str:
-    """The released flag string of a spec: `read_flags` of it gives the spec back, but for checkpoint_blocks.
-
-    Raises UsageError, naming what differs, if no flags express the spec.
-    """
-    values = classifier_flags(spec) if spec.kind == "classifier" else unet_flags(spec)
-    if spec.noise_schedule is not None and spec.diffusion_steps is not None:
-        values |= {"noise_schedule": spec.noise_schedule, "diffusion_steps": spec.diffusion_steps}
-    values["rescale_timesteps"] = spec.time_scale is not None
-    text = " ".join(f"--{name} {shlex.quote(flag_text(value))}" for name, value in values.items())
-    try:
-        different = ", ".join(differences(read_flags(text, spec.kind), spec))
-    except UsageError as error:
-        different = str(error)
-    if different:
-        raise UsageError(f"no released flags express this network ({different}); keep it in our format")
-    return text
+def check_flags(flags: str | Given) -> dict[str, Any]:
+    """The flags as a mapping. Raises UsageError for an unknown name or a value that is none of its kind."""
+    given = dict(split(flags)) if isinstance(flags, str) else dict(flags)
+    keywords = any(name in KEYWORDS and name not in MODEL for name in given)
+    known = (KEYWORDS if keywords else MODEL | CLASSIFIER) | UPSAMPLER | DIFFUSION
+    check_names(given, known)
+    said = {name: value for name, value in given.items() if name in known and value is not None}
+    read(said, {name: known[name] for name in said})
+    return given
 
 
 def unet_from_flags(given: Given, kind: Kind) -> Spec:
@@ -133,9 +127,9 @@ def unet_from_keywords(given: Given, kind: Kind) -> Spec:
     return with_diffusion(spec, diffusion | {"learn_sigma": learned})
 
 
-def classifier_from_flags(given: Given) -> Spec:
+def classifier_from_flags(given: Given, channel_mult: Multipliers | None = None) -> Spec:
     model, size = read(given, CLASSIFIER), read(given, MODEL)["image_size"]
-    mult = released_multipliers(size, MULTIPLIERS)
+    mult = channel_mult or released_multipliers(size, MULTIPLIERS)
     factors = tuple(size // pixels for pixels in model["classifier_attention_resolutions"] if pixels > 0)
     network = ClassifierConfig(
         image_size=size,
@@ -218,66 +212,6 @@ def with_known_schedule(spec: Spec, given: Given) -> Spec:
     if not {"noise_schedule", "diffusion_steps"} <= given.keys():
         return replace(spec, noise_schedule=None, diffusion_steps=None)
     return replace(with_diffusion(spec, read(given, DIFFUSION)), mean=spec.mean, variance=spec.variance)
-
-
-def unet_flags(spec: Spec) -> dict[str, Any]:
-    network = spec.network
-    assert isinstance(network, UNetConfig)
-    upsampler = spec.kind == "upsampler"
-    size = max(network.size)
-    sizes = {"large_size": size} if upsampler else {"image_size": size}
-    table = UPSAMPLER_MULTIPLIERS if upsampler else MULTIPLIERS
-    mult = {} if table.get(size) == network.channel_mult else {"channel_mult": network.channel_mult}
-    return {
-        **sizes,
-        "num_channels": network.model_channels,
-        "num_res_blocks": network.num_res_blocks,
-        "num_heads": network.num_heads,
-        "num_head_channels": -1 if network.num_head_channels is None else network.num_head_channels,
-        "attention_resolutions": network.attention_resolutions,
-        **mult,
-        "dropout": network.dropout,
-        "class_cond": network.num_classes is not None,
-        "use_scale_shift_norm": network.scale_shift_norm,
-        "resblock_updown": network.resblock_updown,
-        "use_new_attention_order": spec.new_attention_order,
-        "learn_sigma": spec.variance == "learned",
-        "sigma_small": spec.variance == "small",
-        "predict_xstart": spec.mean == "x0",
-    }
-
-
-def classifier_flags(spec: Spec) -> dict[str, Any]:
-    network = spec.network
-    assert isinstance(network, ClassifierConfig)
-    return {
-        "image_size": max(network.size),
-        "classifier_width": network.model_channels,
-        "classifier_depth": network.num_res_blocks,
-        "classifier_attention_resolutions": network.attention_resolutions,
-        "classifier_use_scale_shift_norm": network.scale_shift_norm,
-        "classifier_resblock_updown": network.resblock_updown,
-        "classifier_pool": network.pool,
-    }
-
-
-def differences(a: Spec, b: Spec) -> list[str]:
-    """The names of the fields in which two specs describe different checkpoints."""
-    outer = [f.name for f in fields(Spec) if f.name != "network" and getattr(a, f.name) != getattr(b, f.name)]
-    one, other = canonical(a.network), canonical(b.network)
-    return outer + [f.name for f in fields(one) if getattr(one, f.name) != getattr(other, f.name, None)]
-
-
-def canonical(network: UNetConfig | ClassifierConfig) -> UNetConfig | ClassifierConfig:
-    """The same network, without what does not show in a checkpoint."""
-    sizes = [min(network.size) // 2**level for level in range(network.num_levels)]
-    return replace(
-        network,
-        image_size=network.size,
-        attention_resolutions=tuple(size for size in sizes if size in network.attention_resolutions),
-        num_heads=network.num_heads if network.num_head_channels is None else 1,
-        checkpoint_blocks=False,
-    )
 
 
 def choose_kind(given: Given, kind: str | None) -> Kind:

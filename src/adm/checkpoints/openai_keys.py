@@ -14,7 +14,7 @@ from adm.nn.unet import Head
 from adm.runtime.errors import DamagedError
 from adm.runtime.text import one_line
 
-__all__ = ["is_classifier", "to_openai", "to_ours"]
+__all__ = ["is_classifier", "key_map", "move_to_ours", "to_openai", "to_ours"]
 
 NetworkConfig = UNetConfig | ClassifierConfig
 
@@ -57,9 +57,27 @@ def to_ours(
     does, and not as heads x (q, k, v). Raises DamagedError if keys are missing or left over, or shapes
     differ.
     """
+    return move_to_ours(dict(state_dict), config, new_attention_order=new_attention_order)
+
+
+def move_to_ours(
+    state_dict: dict[str, Tensor],
+    config: NetworkConfig,
+    *,
+    new_attention_order: bool = False,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """As `to_ours`, and takes each tensor out of the state dict, so that none is there twice for long.
+
+    dtype: of what comes out, None for as it is.
+    """
     keys = key_map(config, new_attention_order)
     require({key.released: key.released_shape for key in keys}, state_dict)
-    return {key.ours: key.load(state_dict[key.released]) for key in keys}
+    ours = {}
+    for key in keys:
+        released = state_dict.pop(key.released)
+        ours[key.ours] = key.load(released if dtype is None else released.to(dtype)).contiguous()
+    return ours
 
 
 def to_openai(
@@ -75,7 +93,7 @@ def to_openai(
     return {key.released: key.save(state_dict[key.ours]) for key in keys}
 
 
-def is_classifier(state_dict: Mapping[str, Tensor]) -> bool:
+def is_classifier(state_dict: Mapping[str, object]) -> bool:
     """Whether a released state dict is a classifier's: it has blocks that descend and none that ascend."""
     names = {name.partition(".")[0] for name in state_dict}
     return "input_blocks" in names and "output_blocks" not in names
@@ -126,10 +144,12 @@ def key_map(config: NetworkConfig, new_attention_order: bool) -> list[Key]:
     for ours, released, layer in layers(network):
         parts = released_parts(layer)
         legacy = layer.num_heads if isinstance(layer, Attention) and not new_attention_order else None
-        for name, tensor in layer.named_parameters():
-            # A parameter belongs to a part of the layer (conv1.weight) or to the layer itself (positions).
-            part, _, leaf = name.rpartition(".")
-            theirs = parts[name] if name in parts else join(parts[part], leaf)
+        order = list(parts)
+        # A parameter belongs to a part of the layer (conv1.weight) or to the layer itself (positions).
+        named = [(name if name in parts else name.rpartition(".")[0], name) for name, _ in layer.named_parameters()]
+        for part, name in sorted(named, key=lambda item: order.index(item[0])):
+            tensor, leaf = layer.get_parameter(name), name.rpartition(".")[2]
+            theirs = parts[part] if part == name else join(parts[part], leaf)
             keys.append(
                 Key(
                     join(ours, name),
@@ -193,7 +213,8 @@ def require(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]
         if names
     ]
     if problems:
+        count = len(missing) + len(unexpected) + len(misshapen)
         raise DamagedError(
-            f"the state dict does not fit this network: {'; '.join(problems)} of {len(expected)} tensors; "
-            "give the flags with which the file was made"
+            f"{count} of {len(expected)} tensors do not fit this network: {'; '.join(problems)}; "
+            "give the flags with which the file was made, or the whole file"
         )
