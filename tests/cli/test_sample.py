@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -132,8 +133,6 @@ def test_a_set_made_with_other_settings_is_refused_by_name(words, name, runs, tm
 
 
 def test_a_guide_that_was_trained_again_is_another_request(runs, tmp_path, adm_command):
-    import shutil
-
     guide = shutil.copytree(runs / "guide", tmp_path / "guide")
     words = [
         "sample",
@@ -285,3 +284,62 @@ def test_a_second_writer_of_a_set_is_refused(runs, tmp_path, adm_command):
     with SampleSet.open(out, request):
         result = adm_command("sample", "model", "--out", out, "--num", 2, *STEPS)
     assert result.code == 5 and "is in use by pid" in result.problem
+
+
+class TestOfARunThatTrainsOn:
+    @pytest.fixture
+    def begun(self, runs, tmp_path, adm_command):
+        """A set of a run's second-last checkpoint's images, and then the run moved on."""
+        run = shutil.copytree(runs / "model", tmp_path / "run")
+        shutil.move(run / "checkpoints" / "step-00000004", tmp_path / "later")
+        words = ["--out", tmp_path / "s", "--num", 2, *STEPS]
+        assert adm_command("sample", run, *words).code == 0
+        shutil.move(tmp_path / "later", run / "checkpoints" / "step-00000004")
+        return run, words
+
+    def test_the_message_names_the_checkpoint_with_which_the_set_continues(self, begun, tmp_path, adm_command):
+        run, words = begun
+        (tmp_path / "s" / "000001.png").unlink()
+        result = adm_command("sample", run, *words)
+        older = run / "checkpoints" / "step-00000002"
+        assert (result.code, str(older) in result.problem, "you asked for" in result.problem) == (2, True, False)
+        assert result.problem.startswith("adm: ") and "has trained on to step-00000004" in result.problem
+        assert adm_command("sample", older, *words).code == 0  # the remedy
+        assert (tmp_path / "s" / "000001.png").exists()
+
+    def test_a_checkpoint_that_is_gone_is_not_recommended(self, begun, tmp_path, adm_command):
+        run, words = begun
+        shutil.rmtree(run / "checkpoints" / "step-00000002")
+        result = adm_command("sample", run, *words)
+        assert (result.code, "does not keep. Choose another --out" in result.problem) == (2, True)
+
+    def test_a_set_of_the_same_checkpoint_continues(self, begun, tmp_path, adm_command):
+        run, words = begun
+        assert adm_command("sample", run / "checkpoints" / "step-00000002", *words).code == 0
+
+
+def test_the_last_line_counts_and_names_the_overview(runs, tmp_path, adm_command):
+    result = adm_command("sample", "model", "--out", tmp_path / "s", "--num", 1, *STEPS)
+    assert result.out == f"{tmp_path / 's'} (1 image; overview: {tmp_path / 's-overview.png'})\n"
+
+
+def test_steps_that_are_not_given_are_chosen_and_said(runs, tmp_path, adm_command):
+    words = ["sample", "model", "--out", tmp_path / "s", "--num", 1, "--sampler", "ddim", "--device", "cpu"]
+    result = adm_command(*words)
+    assert (result.code, result.err.splitlines()[0]) == (0, "adm: using 50 steps of ddim (a default)")
+    request = json.loads((tmp_path / "s" / "request.json").read_text())
+    assert (request["steps"], request["label_policy"]) == (50, "every class in turn")
+    given = adm_command(*words, "--steps", 50)  # the same thing said: the same set, which is complete
+    assert (given.code, given.err) == (0, "")
+
+
+def test_guidance_is_recorded_in_full(runs, tmp_path, adm_command):
+    words = ["sample", "model", "--num", 1, *STEPS, "--guidance", "classifier:classifier=guide", "--out"]
+    assert adm_command(*words, tmp_path / "s").code == 0
+    request = json.loads((tmp_path / "s" / "request.json").read_text())
+    assert request["guidance"] == ["classifier:classifier=guide,scale=1.0"]
+
+
+def test_guidance_without_a_known_classifier_says_what_to_write(runs, tmp_path, adm_command):
+    result = adm_command("sample", "model", "--out", tmp_path / "s", "--guidance", "classifier", *STEPS)
+    assert (result.code, "none is known for model. Write classifier:classifier=RUN" in result.problem) == (2, True)

@@ -7,7 +7,7 @@ import torch
 import adm
 from adm.nn import ClassifierConfig, EncoderClassifier, UNet, UNetConfig
 from adm.runtime.errors import DamagedError, UsageError
-from adm.studies.generate import Request, batches, class_number, parse_labels, prepare, resolve_labels
+from adm.studies.generate import Request, batches, prepare, resolve_labels
 
 TRUNK = {
     "in_channels": 2,
@@ -97,26 +97,6 @@ def test_labels_are_names_or_numbers_and_repeat_in_turn(model):
     close(adm.generate(model, ["dog"], steps=2, num=3), adm.generate(model, [2, 2, 2], steps=2))
 
 
-def test_a_name_wins_over_a_number_and_numbers_are_bounded():
-    assert class_number("7", NAMES, 3) == 1
-    assert class_number("2", NAMES, 3) == 2
-    for label in (3, "3", -1, "-1"):
-        with pytest.raises(UsageError, match="Use 0 to 2"):
-            class_number(label, NAMES, 3)
-    with pytest.raises(UsageError, match=r"'dgo' is no class; did you mean 'dog'. The classes are cat, 7, dog"):
-        class_number("dgo", NAMES, 3)
-    with pytest.raises(UsageError, match=r"is no class\. Use 0 to 2"):
-        class_number("dog", (), 3)
-
-
-def test_labels_are_written_with_commas_and_stars():
-    assert parse_labels("tench,207, cat*3") == ["tench", "207", "cat", "cat", "cat"]
-    assert parse_labels("a*b") == ["a*b"]
-    for text in ("", ",", "a,,b", "*3", "a*0"):
-        with pytest.raises(UsageError, match="names or numbers with commas"):
-            parse_labels(text)
-
-
 def test_labels_matter_to_a_conditional_model_and_are_refused_by_an_unconditional_one(model, plain):
     a, b = (adm.generate(model, [label], steps=4) for label in (0, 1))
     assert (a != b).any()
@@ -157,8 +137,8 @@ def test_models_that_do_not_go_together_are_refused(model, plain):
         prepare(model, 2, "ddim", [adm.ClassifierGuidance(classifier(4))])
     with pytest.raises(UsageError, match="16x8 with 2 channels, the model makes 8x12 with 2 channels"):
         prepare(model, 2, "ddim", [adm.ClassifierGuidance(classifier(size=(16, 8)))])
-    with pytest.raises(UsageError, match="is no classifier"):
-        prepare(model, 2, "ddim", [adm.ClassifierGuidance(plain)])
+    with pytest.raises(ValueError, match=r"a DiffusionModel is no classifier: give an adm\.NoisyClassifier"):
+        adm.ClassifierGuidance(plain)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +251,30 @@ def test_a_thresholder_of_another_name_takes_the_place_of_the_clip(plain):
 
     bound = adm.generate(plain, num=2, steps=4, guidance=[Tighter(limit=0.5)])
     assert bound.max() <= 192 and bound.min() >= 62
+
+
+def test_steps_that_nobody_says_are_250_of_ddpm_and_50_of_others(model):
+    assert [len(prepare(model, None, name).chain) for name in ("ddpm", "ddim", "ddim:eta=1")] == [250, 50, 50]
+    short = diffusion()
+    short.schedule = adm.cosine(30)
+    assert [len(prepare(short, None, name).chain) for name in ("ddpm", "ddim")] == [30, 30]
+    odd = diffusion()
+    odd.schedule = adm.cosine(120)  # strides of 2 and 3 take 60 and 40 of it, and none takes 50
+    assert len(prepare(odd, None, "ddim").chain) == 60
+
+
+def test_an_upsampler_is_refused_before_anything_is_drawn():
+    network = UNet(UNetConfig(image_size=(8, 12), out_channels=4, low_res_channels=2, **TRUNK))
+    upsampler = randomised(adm.DiffusionModel(network, adm.cosine(1000)))
+    with pytest.raises(UsageError, match=r"is an upsampler: .* Give a base model.*adm.Condition\(low_res=...\)"):
+        adm.generate(upsampler, num=1, steps=2)
+    low_res = torch.zeros(1, 2, 4, 6)  # the remedy that the message names
+    chain, cond = adm.Chain(upsampler.schedule, adm.spaced(1000, 2)), adm.Condition(low_res=low_res)
+    assert adm.sample(upsampler, chain, adm.DDPM(), adm.SeededNoise([0]), (1, 2, 8, 12), cond).shape == (1, 2, 8, 12)
+
+
+def test_one_word_of_labels_is_a_word_and_not_its_letters(model):
+    close(adm.generate(model, "dog,cat", steps=2), adm.generate(model, ["dog", "cat"], steps=2))
 
 
 def test_the_precision_of_a_model_is_left_alone(model):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import re
+import typing
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from typing import Any
@@ -29,8 +29,11 @@ def parse(command: type, name: str, words: Sequence[str]) -> Any:
             return tyro.cli(command, prog=f"adm {name}", args=_joined(words))
     except SystemExit as end:
         if end.code in (0, None):
+            if hasattr(command, "more_help"):
+                print(command.more_help())
             raise HelpShown from None
-    raise UsageError(f"{name}{_in_words(_from_box(problem.getvalue()), command)} Try adm {name} --help.")
+    said = _wrong_flag(words, command) or _in_words(_from_box(problem.getvalue()), command)
+    raise UsageError(f"{name}{said} Try adm {name} --help.")
 
 
 def _joined(words: Sequence[str]) -> list[str]:
@@ -76,10 +79,47 @@ def _in_words(problem: str, command: type) -> str:
     return f": {one_line(problem, 200).rstrip('.')}."
 
 
+def _wrong_flag(words: Sequence[str], command: type) -> str | None:
+    """The first flag that the command does not have: of several faults it explains the most."""
+    flags, positions = _names(command)
+    known = {"--help", *flags, *(f"--no-{flag.removeprefix('--')}" for flag in flags)}
+    for word in _joined(words):
+        written = word.partition("=")[0]
+        if re.match(r"--?[A-Za-z]", word) and written != "-h" and written.replace("_", "-") not in known:
+            return _no_such_flag(written, flags, positions)
+    return None
+
+
+def _no_such_flag(written: str, flags: Sequence[str], positions: Sequence[str]) -> str:
+    name = written.lstrip("-")
+    if name.upper() in positions:
+        return f": {name.upper()} is written without {written}."
+    guess = nearest(name.replace("_", "-"), [flag.removeprefix("--") for flag in flags])
+    guess = guess.replace("mean '", "mean '--")
+    if guess == "." and "--set" in flags:
+        setting = one_line(name.replace("-", "_"), 40)
+        guess += f" Settings that have no flag of their own are written --set {setting}=VALUE."
+    return f" has no option {one_line(written, 40)!r}{guess}"
+
+
+def _names(command: type) -> tuple[list[str], list[str]]:
+    """The command's flags, and what it takes by position, as they are written."""
+    import tyro
+
+    positional = typing.get_args(tyro.conf.Positional[str])[1]
+    flags, positions = [], []
+    for name, hint in typing.get_type_hints(command, include_extras=True).items():
+        marks = typing.get_args(hint)[1:] if typing.get_origin(hint) is typing.Annotated else ()
+        if positional in marks:
+            positions.append(next((mark.metavar for mark in marks if getattr(mark, "metavar", None)), name.upper()))
+        else:
+            renamed = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+            flags.append(f"--{renamed.replace('_', '-')}")
+    return flags, positions
+
+
 def _unrecognized(words: list[str], command: type) -> str:
-    flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(command)]
-    flag = next((word for word in words if word.startswith("-")), None)
-    if flag is not None:
-        return f" has no option {one_line(flag.partition('=')[0], 40)!r}{nearest(flag.partition('=')[0], flags)}"
-    more = " Write --set before each setting." if "--set" in flags and "=" in words[0] else ""
+    more = ""
+    if "=" in words[0] and "--set" in _names(command)[0]:
+        more = " Write --set before each setting."
     return f" takes no {one_line(words[0], 40)!r}.{more}"

@@ -37,57 +37,86 @@ class Sample:
     Image k depends on seed + k, whatever the number of images; the same command again makes only what is missing.
     """
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL", help="A run or checkpoint directory.")]
+    model: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="MODEL", help="A run, a checkpoint, or a released model such as openai/imagenet64."),
+    ]
     out: Annotated[str, tyro.conf.arg(metavar="DIR", help="A directory for PNGs, or a file.npz in OpenAI's layout.")]
-    num: Annotated[int | None, tyro.conf.arg(metavar="N", help="Images (64, or one for each label).")] = None
-    labels: Annotated[
-        str | None, tyro.conf.arg(metavar="A,B*3", help="Names or numbers, in turn; by default every class in turn.")
+    num: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="N", help="Images.", help_behavior_hint="(default: one for each label, else 64)"),
     ] = None
-    steps: Annotated[int, tyro.conf.arg(metavar="N", help="Links of the chain.")] = 250
+    labels: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="A,B*3",
+            help="Classes, in turn: names, numbers or WNIDs.",
+            help_behavior_hint="(default: every class in turn)",
+        ),
+    ] = None
+    steps: Annotated[
+        int | None,
+        tyro.conf.arg(
+            metavar="N",
+            help="Links of the chain.",
+            help_behavior_hint="(default: as released, else 250 of ddpm and 50 of others)",
+        ),
+    ] = None
     sampler: Annotated[str, tyro.conf.arg(metavar="SPEC", help="A file of adm/sampling, such as ddim:eta=0.3.")] = (
         "ddpm"
     )
     guidance: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]],
-        tyro.conf.arg(metavar="SPEC", help="Such as classifier:classifier=runs/clf,scale=4; can be repeated."),
+        tyro.conf.arg(
+            metavar="SPEC",
+            help="Such as classifier:classifier=runs/clf,scale=4; of a released model, classifier alone. "
+            "Can be repeated.",
+        ),
     ] = ()
     seed: Annotated[int, tyro.conf.arg(help="Seed of the first image.")] = 0
     device: Device = "auto"
     set: Settings = ()
 
     def run(self) -> None:
-        from adm.checkpoints.load import locate
+        from adm.cli._progress import say
         from adm.runtime.config import override
         from adm.runtime.device import pick_device
-        from adm.studies.generate import check_seeds, load_diffusion, parse_labels, prepare, resolve_labels
+        from adm.studies.generate import check_seeds, prepare_named, resolve_labels
+        from adm.studies.labels import parse_labels
 
         settings = override(SampleSettings(), self.set)
-        checkpoint = locate(self.model)  # once: a run that is still training soon has a newer one
-        model = load_diffusion(checkpoint, pick_device(self.device), settings.weights)
-        request = prepare(model, self.steps, self.sampler, self.guidance, settings.precision)
-        labels = resolve_labels(request, None if self.labels is None else parse_labels(self.labels), self.num)
+        given = None if self.labels is None else parse_labels(self.labels)
+        device = pick_device(self.device)
+        request = prepare_named(
+            self.model, self.steps, self.sampler, self.guidance, device, settings.weights, settings.precision
+        )
+        labels = resolve_labels(request, given, self.num)
         check_seeds(self.seed, len(labels))
+        if request.said is not None:
+            say(f"adm: {request.said}")
         size = min(settings.batch_size, len(labels))
         if self.out.endswith(".npz"):
             self._to_npz(request, labels, size)
         else:
-            self._to_directory(request, labels, size, self._description(request, checkpoint, settings))
+            self._to_directory(request, labels, size, self._description(request, settings))
 
     def _to_directory(self, request: Request, labels: list[int], size: int, description: Mapping[str, object]) -> None:
         from adm.cli._progress import say
         from adm.data import SampleSet
         from adm.runtime.text import shown_path
+        from adm.studies.sample_request import refuse_newer_checkpoint
 
+        refuse_newer_checkpoint(Path(self.out), request)
         with SampleSet.open(Path(self.out), description) as samples:
             missing = frozenset(k for k in range(len(labels)) if not samples.has(k))
-            if len(missing) < len(labels):
+            if missing and len(missing) < len(labels):
                 say(f"{len(labels) - len(missing)} of {len(labels)} images are there; making the rest")
             for batch in self._made(request, labels, size, missing):
                 for k, image in enumerate(batch.images, batch.index):
                     if k in missing:
                         samples.add(k, image)
             picture = samples.finish(labels, request.classes, self.seed)
-        print(f"{shown_path(samples.directory)}  (the first of them at a glance: {shown_path(picture)})")
+        print(f"{shown_path(samples.directory)} ({_images(len(labels))}; overview: {shown_path(picture)})")
 
     def _to_npz(self, request: Request, labels: list[int], size: int) -> None:
         import numpy as np
@@ -112,7 +141,8 @@ class Sample:
         from adm.studies.generate import batches
 
         steps = len(request.chain)
-        with bar("sampling", len(labels) * steps) as shown, stop_requests() as stop:
+        title = f"sampling {_images(len(labels))} x {steps} steps"
+        with bar(title, len(labels) * steps) as shown, stop_requests() as stop:
 
             def on_step(index: int, step: int) -> None:
                 shown.update(index * steps + (step + 1) * min(size, len(labels) - index))
@@ -126,24 +156,26 @@ class Sample:
                     )
                     raise StoppedError(f"stopped after {done} of {len(labels)} images; the same command {again}.")
 
-    def _description(self, request: Request, checkpoint: Path, settings: SampleSettings) -> dict[str, object]:
+    def _description(self, request: Request, settings: SampleSettings) -> dict[str, object]:
         """All that the images are a function of, as JSON; `num` is not part of it, so a set can grow."""
-        from adm.runtime import files
+        from adm.studies.labels import label_policy
+        from adm.studies.sample_request import describe_weights
 
-        return {
-            "model": checkpoint.name,
-            "model_sha256": files.sha256_file(checkpoint / "MANIFEST.json"),
+        return describe_weights(request) | {
             "weights": settings.weights,
             "sampler": self.sampler,
-            "steps": self.steps,
-            "guidance": list(self.guidance),
-            "guidance_sha256": [files.sha256_file(path / "MANIFEST.json") for path in request.guides],
+            "steps": len(request.chain),
             "labels": self.labels,
+            "label_policy": label_policy(self.labels, request.num_classes),
             "seed": self.seed,
             "batch_size": settings.batch_size,
             "precision": settings.precision,
             "image_shape": list(request.model.image_shape or ()),
         }
+
+
+def _images(num: int) -> str:
+    return "1 image" if num == 1 else f"{num} images"
 
 
 COMMANDS = {"sample": Sample}

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adm.data._images import decode, grid, png_bytes, save_png
+from adm.data._images import decode, png_bytes, save_png
+from adm.data._overview import overview
 from adm.runtime import files
 from adm.runtime.errors import UsageError
 from adm.runtime.text import one_line, shown_path
@@ -62,18 +63,18 @@ class SampleSet:
 
     def finish(self, labels: Sequence[int], names: Sequence[str], first_seed: int) -> Path:
         """Write `labels.csv`: file, label, class name and seed of each image; and beside the directory, so that no
-        reader takes it for a sample, a picture of the first images. Returns the picture's path."""
+        reader takes it for a sample, a picture of the first images and their classes. Returns the picture's path."""
+        classes = [names[label] if 0 <= label < len(names) else "" for label in labels]
         if self._num_listed() < len(labels):
             text = io.StringIO()
             rows = csv.writer(text, lineterminator="\n")
             rows.writerow(["file", "label", "class", "seed"])
-            for index, label in enumerate(labels):
-                name = names[label] if 0 <= label < len(names) else ""
+            for index, (label, name) in enumerate(zip(labels, classes, strict=True)):
                 rows.writerow([self.path(index).name, label, name, first_seed + index])
             files.write_text(self.directory / "labels.csv", text.getvalue())
         images = np.stack([decode(self.path(k)) for k in range(min(len(labels), NUM_SHOWN))])
         picture = self.directory.with_name(f"{self.directory.name}-overview.png")
-        save_png(picture, grid(images, scale=max(1, 64 // images.shape[1])))
+        save_png(picture, overview(images, classes[:NUM_SHOWN]))
         return picture
 
     def _num_listed(self) -> int:

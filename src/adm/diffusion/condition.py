@@ -26,7 +26,12 @@ class Condition:
     def __post_init__(self) -> None:
         if self.label is None:
             return
-        label = torch.as_tensor(self.label)
+        try:
+            label = torch.as_tensor(self.label)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                "labels must be whole numbers, one per image: look a class's name up with model.class_names.index(name)"
+            ) from None
         if label.ndim != 1 or label.is_floating_point() or label.dtype == torch.bool:
             raise ValueError(f"labels of shape {tuple(label.shape)} and {label.dtype}: give one whole number per image")
         object.__setattr__(self, "label", label.long())

@@ -30,12 +30,18 @@ class ClassifierGuidance:
     """Adds scale * grad log p(y | x_t, t) to the guidance gradient (ADM section 4; the sampler does Alg. 1 or 2).
 
     classifier: trained on the model's own schedule and image size; another is refused with a ValueError, one that
-    does not say is accepted. scale: 0 switches it off, without evaluations. Labels come from `Condition.label`; an
-    image with label -1 is not guided.
+    does not say is accepted; what is no classifier is refused at once. scale: 0 switches it off, without evaluations.
+    Labels come from `Condition.label`; an image with label -1 is not guided.
     """
 
     classifier: Classifier
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.classifier, "grad_log_prob"):
+            raise ValueError(
+                f"a {type(self.classifier).__name__} is no classifier: give an adm.NoisyClassifier, or adm.load one"
+            )
 
     @property
     def stage(self) -> Stage:
@@ -69,10 +75,6 @@ class _ClassifierGuided(GuidedDenoiser):
 
 
 def _check_fits(classifier: Classifier, denoiser: Denoiser) -> None:
-    if not hasattr(classifier, "grad_log_prob"):
-        raise ValueError(
-            f"a {type(classifier).__name__} is no classifier: give an adm.NoisyClassifier, or adm.load one"
-        )
     schedule = getattr(classifier, "schedule", None)
     if schedule is not None and not schedule.same_as(denoiser.schedule):
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adm.checkpoints.load import load, locate
+from adm.checkpoints.load import locate
 from adm.checkpoints.model_document import Model
 from adm.data import to_uint8
 from adm.diffusion.chain import Chain
@@ -23,8 +23,19 @@ from adm.guidance.clip import Clip
 from adm.runtime import lookup
 from adm.runtime.errors import UsageError
 from adm.runtime.randomness import MAX_SEED
-from adm.runtime.text import nearest, one_line, shown_path
+from adm.runtime.text import shown_path
 from adm.sampling import Sampler, SeededNoise, sample, timesteps_for
+from adm.studies.choices import choose, default_steps, full_spec
+from adm.studies.labels import labels_in_turn
+from adm.studies.named_models import (
+    as_diffusion,
+    load_classifier,
+    load_diffusion,
+    named_preset,
+    read_with_preset,
+    refuse_other_kind,
+    require_presets,
+)
 
 __all__ = [
     "Batch",
@@ -32,13 +43,10 @@ __all__ = [
     "batches",
     "check_seeds",
     "generate",
-    "load_classifier",
-    "load_diffusion",
-    "parse_labels",
     "prepare",
+    "prepare_named",
+    "resolve_labels",
 ]
-
-DEFAULT_STEPS = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +55,8 @@ class Request:
 
     denoiser: the model under its guidances. classes: names of the classes that labels may name (empty: no names).
     num_classes: how many there are; None if no model here knows classes. is_guided: whether a guidance may ask for
-    labels even so. guides: checkpoints of the models that guidances named.
+    labels even so. guides: checkpoints of the models that guidances named. Of a model that was named: name, the
+    preset's or its directory's; checkpoint; guidance, in full; said, what was chosen for the user, in a line.
     """
 
     model: DiffusionModel
@@ -58,6 +67,10 @@ class Request:
     num_classes: int | None
     is_guided: bool
     guides: tuple[Path, ...]
+    name: str = ""
+    checkpoint: Path | None = None
+    guidance: tuple[str, ...] = ()
+    said: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +84,7 @@ class Batch:
 def generate(
     model: str | Path | DiffusionModel,
     labels: Sequence[int | str] | None = None,
-    steps: int = DEFAULT_STEPS,
+    steps: int | None = None,
     sampler: str | Sampler = "ddim",
     seed: int = 0,
     guidance: Sequence[str | Guidance] = (),
@@ -82,11 +95,16 @@ def generate(
     """Images of a model, uint8 (n, H, W, C).
 
     model: what `adm.load` takes, or a model. labels: class names or numbers, one for each image; n is their number,
-    or num, and then they are taken in turn. Image k depends on seed + k. x_0 is clamped to [-1, 1], unless a guidance
-    of the stage "clip" is given. Raises UsageError.
+    or num, and then they are taken in turn. steps: None takes those that were released with a preset for this sampler,
+    else 250 of ddpm and 50 of others. guidance: specs or objects; "classifier" alone means the preset's classifier and
+    its scale. Image k depends on seed + k. x_0 is clamped to [-1, 1], unless a guidance of the stage "clip" is given.
+    Raises UsageError.
     """
-    loaded = model if isinstance(model, DiffusionModel) else load_diffusion(model, device)
-    request = prepare(loaded, steps, sampler, guidance)
+    if isinstance(model, DiffusionModel):
+        choice = choose(None, "a model that is passed as an object", sampler, steps, guidance)
+        request = prepare(model, choice.steps, sampler, choice.guidance)
+    else:
+        request = prepare_named(model, steps, sampler, guidance, device)
     chosen = resolve_labels(request, labels, num)
     check_seeds(seed, len(chosen))
     if batch_size < 1:
@@ -95,19 +113,53 @@ def generate(
     return np.concatenate(done)
 
 
+def prepare_named(
+    model: str | Path,
+    steps: int | None,
+    sampler: str | Sampler,
+    guidance: Sequence[str | Guidance] = (),
+    device: str | torch.device = "cpu",
+    weights: str = "ema",
+    precision: Literal["float32", "bfloat16"] | None = None,
+) -> Request:
+    """`prepare` for what `adm.load` takes, with what is left open chosen by the preset behind it.
+
+    Before anything is loaded, a preset that is not on this machine is a UsageError that says how to fetch it.
+    """
+    shown = shown_path(model)
+    named = named_preset(model)
+    if named is not None:
+        refuse_other_kind(named)
+        require_presets(model, choose(named, shown, sampler, steps, guidance).guidance)
+    checkpoint = locate(model)  # once: a run that is still training soon has a newer one
+    loaded, preset = read_with_preset(checkpoint, weights)
+    loaded = as_diffusion(loaded, shown).to(device)
+    choice = choose(preset, shown, sampler, steps, guidance)
+    require_presets(model, choice.guidance)
+    request = prepare(loaded, choice.steps, sampler, choice.guidance, precision)
+    return replace(
+        request,
+        name=checkpoint.name if named is None else named.name,
+        checkpoint=checkpoint,
+        guidance=tuple(full_spec("guidance", spec) for spec in choice.guidance if isinstance(spec, str)),
+        said=choice.said(len(request.chain)),
+    )
+
+
 def prepare(
     model: DiffusionModel,
-    steps: int,
+    steps: int | None,
     sampler: str | Sampler,
     guidance: Sequence[str | Guidance] = (),
     precision: Literal["float32", "bfloat16"] | None = None,
 ) -> Request:
     """Build sampler, chain and guidances. Component specs are text as on the command line, or ready objects.
 
-    precision: bfloat16 is autocast around the networks, the guiding ones too; None leaves them as they are. x_0 is
-    clamped to [-1, 1], unless a guidance of the stage "clip" is given. Raises UsageError for what does not go
-    together.
+    steps: None for `default_steps`. precision: bfloat16 is autocast around the networks, the guiding ones too; None
+    leaves them as they are. x_0 is clamped to [-1, 1], unless a guidance of the stage "clip" is given. Raises
+    UsageError for what does not go together.
     """
+    as_diffusion(model, "the model")
     rule: Sampler = lookup.build("sampling", sampler) if isinstance(sampler, str) else sampler
     paths: list[Path] = []
 
@@ -115,14 +167,15 @@ def prepare(
         paths.append(locate(text))
         # What is asked for gradients is a classifier; any other model in a guidance is a denoiser.
         kind = load_classifier if hasattr(annotation, "grad_log_prob") else load_diffusion
-        return kind(paths[-1], model.device or "cpu")
+        return kind(paths[-1], model.device or "cpu", name=text)
 
     guidances: list[Guidance] = [lookup.build("guidance", g, resolve) if isinstance(g, str) else g for g in guidance]
     models = [model, *(value for g in guidances for value in vars(g).values() if isinstance(value, Model))]
     if not any(getattr(g, "stage", None) == "clip" for g in guidances):
         guidances.append(Clip())
+    T = model.schedule.num_timesteps
     try:
-        chain = Chain(model.schedule, timesteps_for(rule, model.schedule.num_timesteps, steps))
+        chain = Chain(model.schedule, timesteps_for(rule, T, default_steps(rule, T) if steps is None else steps))
         denoiser = guide(model, *guidances)
     except ValueError as error:
         raise UsageError(f"{error}.") from error
@@ -187,64 +240,14 @@ def batches(
 
 
 def resolve_labels(request: Request, labels: Sequence[int | str] | None, num: int | None) -> list[int]:
-    """One label for each image: those given, in turn; else every class in turn; -1 where nothing has classes."""
-    given = [] if labels is None else list(labels)
+    """`labels_in_turn` for the classes of a request. Raises UsageError for labels where nothing uses them."""
+    given = labels is not None and len(labels) > 0
     if given and request.num_classes is None and not request.is_guided:
         raise UsageError("labels were given, but the model is unconditional and nothing guides it. Add --guidance.")
-    if given:
-        chosen = [class_number(label, request.classes, request.num_classes) for label in given]
-    else:
-        chosen = [-1] if request.num_classes is None else list(range(request.num_classes))
-    count = num if num is not None else len(given) or 64
-    if count < 1:
-        raise UsageError(f"{count} images were asked for. Ask for at least 1.")
-    return [chosen[k % len(chosen)] for k in range(count)]
-
-
-def parse_labels(text: str) -> list[str]:
-    """`tench,207,cat*3` -> ["tench", "207", "cat", "cat", "cat"]."""
-    labels: list[str] = []
-    for part in text.split(","):
-        name, star, times = part.strip().rpartition("*")
-        if star and times.strip().isdecimal():
-            labels += [name.strip()] * int(times)
-        else:
-            labels.append(part.strip())
-    if not labels or not all(labels):
-        raise UsageError(f"labels {one_line(text)!r}: write names or numbers with commas, such as cat,3,dog*2.")
-    return labels
-
-
-def class_number(label: int | str, names: tuple[str, ...], num_classes: int | None) -> int:
-    """The number of a class by its name, or by its number when no class is called so. num_classes: None if unknown."""
-    if isinstance(label, str) and label in names:
-        return names.index(label)
-    rule = "Use whole numbers from 0 up." if num_classes is None else f"Use 0 to {num_classes - 1}."
-    if isinstance(label, str) and not label.lstrip("-").isdecimal():
-        known = f"The classes are {one_line(', '.join(names), 120)}." if names else rule
-        raise UsageError(f"label {one_line(label, 40)!r} is no class{nearest(label, names)} {known}")
-    if int(label) < 0 or (num_classes is not None and int(label) >= num_classes):
-        raise UsageError(f"label {label} is no class. {rule}")
-    return int(label)
+    return labels_in_turn(labels, num, request.classes, request.num_classes)
 
 
 def check_seeds(first: int, num: int) -> None:
     """UsageError when the seeds first, first + 1, ... of num images leave what a seed may be."""
     if first < 0 or first + num - 1 > MAX_SEED:
         raise UsageError(f"seed {first}: the seeds of {num} images, counted up from it, must lie in 0..2**64-1.")
-
-
-def load_diffusion(path: str | Path, device: str | torch.device = "cpu", weights: str = "ema") -> DiffusionModel:
-    """`adm.load` for what must be a diffusion model."""
-    model = load(path, device, weights)
-    if not isinstance(model, DiffusionModel):
-        raise UsageError(f"{shown_path(Path(path))} is a classifier. Give a diffusion model.")
-    return model
-
-
-def load_classifier(path: str | Path, device: str | torch.device = "cpu", weights: str = "ema") -> NoisyClassifier:
-    """`adm.load` for what must be a noisy classifier."""
-    model = load(path, device, weights)
-    if not isinstance(model, NoisyClassifier):
-        raise UsageError(f"{shown_path(Path(path))} is a diffusion model. Give a classifier.")
-    return model

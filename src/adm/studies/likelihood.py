@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from adm.runtime.errors import DataError, UsageError
 from adm.runtime.text import nearest, one_line
 from adm.sampling import SeededNoise
 
-__all__ = ["measure_likelihood"]
+__all__ = ["conditions_line", "measure_likelihood"]
 
 
 def measure_likelihood(
@@ -32,10 +32,12 @@ def measure_likelihood(
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """The variational bound on the first images of a data set, with x_0 clipped as released.
+    """The variational bound on images of a data set, with x_0 clipped as released.
 
-    num: None for all. steps: links of the chain, `spaced`; None for every timestep (the model's own bound). Noise of
-    image k comes from seed + k. The standard error is over images. Raises DataError, UsageError.
+    num: that many, spread evenly over the data, which may be sorted by class; None for all. steps: links of the chain,
+    `spaced`; None for every timestep. Fewer links are another chain, whose bound differs from the model's own. Noise of
+    image k comes from seed + k. The standard error is over images. `num_resized` images were not of the model's size
+    and were cropped and scaled. Raises DataError, UsageError.
     """
     shape = model.image_shape
     if shape is None:
@@ -48,18 +50,21 @@ def measure_likelihood(
     count = len(dataset) if num is None else min(num, len(dataset))
     if count < 1 or batch_size < 1:
         raise UsageError("ask for at least 1 image and a batch of at least 1.")
+    chosen = [k * len(dataset) // count for k in range(count)]
     T = model.schedule.num_timesteps
     chain = Chain(model.schedule, range(T) if steps is None else spaced(T, steps))
     clipped = guide(model, Clip())
     totals, terms = [], []
+    num_resized = 0
     total_work = count * len(chain)
     for start in range(0, count, batch_size):
-        rows = range(start, min(start + batch_size, count))
-        images = np.stack([center_crop(dataset.image(i), shape[1:]) for i in rows])
-        x0 = to_model_range(images).to(model.device)
+        rows = chosen[start : start + batch_size]
+        images = [dataset.image(i) for i in rows]
+        num_resized += sum(image.shape[:2] != shape[1:] for image in images)
+        x0 = to_model_range(np.stack([center_crop(image, shape[1:]) for image in images])).to(model.device)
         label = [numbers[dataset.label(i)] for i in rows] if numbers else None
         cond = Condition() if label is None else Condition(label=torch.tensor(label, device=model.device))
-        noise = SeededNoise(range(seed + start, seed + rows.stop))
+        noise = SeededNoise([seed + i for i in rows])
         done = start * len(chain)
         bits = bits_per_dim(
             clipped,
@@ -77,6 +82,9 @@ def measure_likelihood(
         "bits_per_dim": float(values.mean()),
         "standard_error": spread,
         "num": count,
+        "num_available": len(dataset),
+        "images": "all" if count == len(dataset) else "spread evenly: image k is number k * num_available // num",
+        "num_resized": num_resized,
         "steps": len(chain),
         "timesteps": T,
         "levels": 256,
@@ -84,6 +92,20 @@ def measure_likelihood(
         "clip": True,
         "terms": torch.cat(terms).double().mean(dim=0).tolist(),
     }
+
+
+def conditions_line(result: Mapping[str, Any], shape: tuple[int, int, int]) -> str:
+    """What the number of `measure_likelihood` is of, in words. shape: the model's (C, H, W)."""
+    num, available = result["num"], result["num_available"]
+    parts = [f"{num} images" if num == available else f"{num} of {available} images, spread evenly"]
+    if result["num_resized"]:
+        which = "" if result["num_resized"] == num else f"{result['num_resized']} of them "
+        parts.append(f"{which}cropped and scaled to {shape[1]}x{shape[2]}, so not of the data as they are")
+    if result["steps"] != result["timesteps"]:
+        parts.append(
+            f"{result['steps']} of {result['timesteps']} timesteps: another bound than that of all, compare only alike"
+        )
+    return "; ".join(parts)
 
 
 def class_numbers(model: DiffusionModel, dataset: Dataset) -> list[int]:

@@ -1,0 +1,140 @@
+"""What is chosen where the user leaves it open: classifier, scale and steps as released, or a default that is said."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adm.checkpoints.presets import Preset, Recommended
+from adm.guidance import Guidance
+from adm.runtime import lookup
+from adm.runtime.errors import UsageError
+from adm.runtime.text import one_line
+from adm.sampling import Sampler, timesteps_for
+
+__all__ = ["Choice", "choose", "default_steps", "full_spec"]
+
+DEFAULT_STEPS = {"ddpm": 250}
+OTHER_STEPS = 50
+"""Of samplers that are not named above; few-step rules have converged by then."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Guidances with nothing left open, and the steps: the given ones, the recommended ones, or None for a default.
+
+    chosen: (what, where it is from) of all that the user did not say; None is the released setting for this very
+    sampler, and an empty origin needs no words.
+    """
+
+    guidance: tuple[str | Guidance, ...]
+    steps: int | None
+    sampler: str
+    chosen: tuple[tuple[str, str | None], ...]
+
+    def said(self, steps: int) -> str | None:
+        """One line that names all that was chosen; None when nothing was. steps: what they became."""
+        chosen = list(self.chosen)
+        if self.steps is None:
+            chosen.append((f"{steps} steps of {self.sampler}", "a default"))
+        if not chosen:
+            return None
+        if all(not origin for _, origin in chosen):
+            released = any(origin is None for _, origin in chosen)
+            return f"using {', '.join(what for what, _ in chosen)}" + (" (the released settings)" if released else "")
+        words = [what + (f" ({origin or 'released'})" if origin != "" else "") for what, origin in chosen]
+        return f"using {', '.join(words)}"
+
+
+def choose(
+    preset: Preset | None,
+    name: str,
+    sampler: str | Sampler,
+    steps: int | None,
+    guidance: Sequence[str | Guidance],
+) -> Choice:
+    """Fill in what is open by the preset behind a model.
+
+    A spec `classifier` without a classifier takes the preset's; without a scale, that one's recommended scale. steps:
+    None takes those of this sampler. name: the model's, for errors. Raises UsageError for a model without a classifier
+    of its own.
+    """
+    rule = _name_of(sampler)
+    chosen: list[tuple[str, str | None]] = []
+    completed = [_completed(g, preset, name, rule, chosen) if isinstance(g, str) else g for g in guidance]
+    is_guided = any(isinstance(g, str) and lookup.parse_spec(g).name == "classifier" for g in guidance)
+    released = None if preset is None else _recommended(preset, rule, is_guided)
+    if steps is None and released is not None:
+        steps = released.steps
+        chosen.append((f"{steps} steps of {rule}", None))
+    return Choice(tuple(completed), steps, rule, tuple(chosen))
+
+
+def _completed(text: str, preset: Preset | None, name: str, rule: str, chosen: list[tuple[str, str | None]]) -> str:
+    """The spec with the classifier and scale that it leaves open, which are noted in `chosen`."""
+    spec = lookup.parse_spec(text)
+    if spec.name != "classifier":
+        return text
+    options = dict(spec.options)
+    if "classifier" not in options:
+        if preset is None or preset.classifier is None:
+            raise UsageError(
+                f"classifier needs 'classifier': none is known for {one_line(name, 60)}. "
+                "Write classifier:classifier=RUN,scale=2 with one that was trained for it."
+            )
+        options = {"classifier": preset.classifier} | options
+        chosen.append((preset.classifier, ""))
+    if preset is None or options["classifier"] != preset.classifier or "scale" in options:
+        return _spec_text(spec.name, options)
+    known = _recommended(preset, rule, is_guided=True) or _any_recommended(preset)
+    if known is not None and known.scale is not None:
+        options["scale"] = str(known.scale)
+        origin = None if known.sampler == rule else f"released for {known.steps} steps of {known.sampler}"
+        chosen.append((f"scale {known.scale}", origin))
+    return _spec_text(spec.name, options)
+
+
+def _spec_text(name: str, options: dict[str, str]) -> str:
+    return f"{name}:{','.join(f'{key}={value}' for key, value in options.items())}" if options else name
+
+
+def _recommended(preset: Preset, rule: str, is_guided: bool) -> Recommended | None:
+    """What is recommended with this sampler: with a scale if guided, without one if not, as far as there is such."""
+    known = [r for r in preset.recommended if lookup.parse_spec(r.sampler).name == rule]
+    return next((r for r in known if (r.scale is not None) == is_guided), known[0] if known else None)
+
+
+def _any_recommended(preset: Preset) -> Recommended | None:
+    return next((r for r in preset.recommended if r.scale is not None), None)
+
+
+def _name_of(sampler: str | Sampler) -> str:
+    """The name of its file: what the sampler is called on the command line."""
+    if isinstance(sampler, str):
+        return lookup.parse_spec(sampler).name
+    return type(sampler).__module__.rpartition(".")[2]
+
+
+def default_steps(sampler: Sampler, num_timesteps: int) -> int:
+    """The steps of a sampler for a model that recommends none: 250 of DDPM, else 50, or the nearest that exist."""
+    wanted = min(DEFAULT_STEPS.get(_name_of(sampler), OTHER_STEPS), num_timesteps)
+    for steps in (wanted, len(range(0, num_timesteps, max(1, num_timesteps // wanted)))):
+        try:
+            timesteps_for(sampler, num_timesteps, steps)
+        except ValueError:
+            continue
+        return steps
+    return num_timesteps
+
+
+def full_spec(room: str, text: str) -> str:
+    """The spec with the defaults of all options that text can spell: what a set was made with, whatever they become."""
+    spec = lookup.parse_spec(text)
+    options = dict(spec.options)
+    for name, argument in inspect.signature(lookup.find(room, spec.name)).parameters.items():
+        if isinstance(argument.default, bool):
+            options.setdefault(name, str(argument.default).lower())
+        elif isinstance(argument.default, (int, float, str)):
+            options.setdefault(name, str(argument.default))
+    return _spec_text(spec.name, options)
