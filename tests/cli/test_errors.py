@@ -22,7 +22,7 @@ USAGE = {
     "train upsampler": "no command 'train upsampler'",
     "sample": "sample needs MODEL and --out DIR. Try adm sample --help",
     "train diffusion": "needs --data PATH and --out RUN",
-    "convert a.pt b": "needs --flags FLAGS",
+    "convert a.pt": "needs DST",
     "likelihood model": "needs DATA",
     "demo extra": "takes no 'extra'",
     f"{TRAIN} --stepz 4": "no option '--stepz'; did you mean '--steps'",
@@ -50,10 +50,21 @@ USAGE = {
     "train diffusion --data digits --out photos/ü/0.png": "0.png is a file",
     "train diffusion --data digits --out photos/ü/0.png/run": "0.png: .*Give another path",
     "train diffusion --data digits --out guide": "is a classifier run, not diffusion",
-    "train diffusion --data digits --out unconditional --batch 5": "started with network.*Leave the option out",
+    "train diffusion --data digits --out unconditional --batch 5": "=4, you asked for 5. Leave the option out",
+    "train diffusion --data digits --out unconditional --batch 5 --seed 7 --image-size 16 --set loss=vlb": (
+        "started with network.image_size=8, you asked for 16; loop.batch_size=4, you asked for 5; "
+        "loop.seed=0, you asked for 7; loss=hybrid, you asked for vlb. Leave these options out to continue, "
+        "or choose another --out"
+    ),
+    "train diffusion --data digits --out unconditional --from model": "started with from=none, you asked for model",
+    f"{TRAIN} --from nowhere": "nowhere: no such",
+    f"{TRAIN} --from guide": "guide is a classifier: adm train classifier continues it",
+    f"{TRAIN} --from model --image-size 16": "--image-size 16: model makes images of 8x8",
+    f"{TRAIN} --from model --set network.model_channels=16": "model has network.model_channels=8, not 16. Leave out",
+    f"{TRAIN} --set job=classifier": "no setting 'job'.*Choose one of time_scale, .*loss, or one in data, network",
+    f"{TRAIN} --set loop.stepz=4": "did you mean 'loop.steps'. loop has steps, batch_size, .*keep",
     "sample nowhere --out {new}": "nowhere: no such run",
     "sample photos --out {new}": "photos: holds neither a run nor a checkpoint",
-    "sample photos/ü/0.png --out {new}": "is a file, not a run.*adm convert",
     "sample guide --out {new}": "is a classifier. Give a diffusion model",
     "sample model --out photos --steps 2": "photos is not empty and holds no sample set",
     "sample model --out photos/ü/0.png --steps 2": "0.png is a file",
@@ -93,7 +104,7 @@ USAGE = {
     f"{LIKELIHOOD} --batch 0": "batch of at least 1",
     f"{LIKELIHOOD} --seed -1": "seed -1",
     f"{LIKELIHOOD} --out photos": "cannot write photos: Is a directory",
-    "convert nowhere.pt {new} --flags {{": "--flags is no JSON object",
+    "convert nowhere.pt {new} --flags {{": "--flags is not valid JSON",
     "convert nowhere.pt {new} --flags=--imagesize=64": "did you mean 'image_size'",
     "convert nowhere.pt photos --flags=--image_size=64": "photos exists",
     "demo --out {new} --set scales=1,2": "scales are .1.0, 2.0.: give 0",
@@ -108,13 +119,19 @@ DATA = {
     "train diffusion --data photos/ü/0.png --out {new}": "is a file, not a folder",
     "train diffusion --data photos --out {new} --batch 7": "6 images but batch 7",
     "train classifier --data flat --out {new}": "flat: no classes",
+    "train diffusion --data digits --from photo-model --out {new}": "digits have 1 channel .grey., not 3",
     "train diffusion --data digits:tset --out {new}": "no split 'tset': use one of train, test, all",
     "likelihood model photos --num 2 --steps 2": "the model knows no class 'a b'. Its classes are 0, 1",
     "likelihood photo-model flat --num 2 --steps 2": "flat: no classes, but the model was trained with 2",
     "likelihood photo-model digits --num 2 --steps 2": "digits have 1 channel",
     "convert nowhere.pt {new} --flags=--image_size=64": "nowhere.pt: no such file",
+    "convert nowhere.pt {new}": "nowhere.pt: no such file",
 }
-DAMAGED = {"convert photos/ü/0.png {new} --flags=--image_size=64": "0.png: .*fetch it again"}
+DAMAGED = {
+    "convert photos/ü/0.png {new} --flags=--image_size=64": "0.png: is a picture; give a .pt",
+    "sample photos/ü/0.png --out {new}": "0.png: is a picture; give a .pt",
+    f"{TRAIN} --from photos/ü/0.png": "0.png: is a picture; give a .pt",
+}
 CASES = [(code, line, says) for code, table in ((2, USAGE), (3, DATA), (4, DAMAGED)) for line, says in table.items()]
 
 

@@ -1,7 +1,10 @@
 """`adm train` and what follows it: `adm sample` and `adm likelihood` on the same images."""
 
+import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +13,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
 import adm
+from adm.cli._progress import Bar
 from adm.data import open_dataset, to_model_range
 from adm.diffusion.likelihood import bits_per_dim
 from adm.training.trainer import Trainer
@@ -78,6 +84,81 @@ def test_a_run_that_diverges_exits_6_names_the_step_and_keeps_the_last_checkpoin
     assert (result.code, "step 2: not finite" in result.last) == (6, True)
 
 
+def test_nothing_said_again_a_run_continues_as_it_is(runs, tmp_path, adm_command):
+    whole = adm_command(*WORDS, "--out", tmp_path / "whole")
+    first = adm_command(*WORDS, "--out", tmp_path / "run", "--steps", 3)
+    assert (whole.code, first.code) == (0, 0)
+    result = adm_command(
+        "train", "diffusion", "--data", "digits", "--out", tmp_path / "run", "--steps", 6, "--device", "cpu"
+    )
+    assert result.code == 0 and "continuing from step 3\nloop.steps: 3 -> 6\n" in result.err
+    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(tmp_path / "whole")
+
+
+def test_from_begins_with_the_weights_and_the_same_command_continues_without_them(runs, tmp_path, adm_command):
+    source = shutil.copytree(runs / "photo-model", tmp_path / "source")
+    data = write_folder(tmp_path / "data", (20, 30), ("ü", "z"), "L")
+    words = ["train", "diffusion", "--data", data, "--from", source, "--batch", 2, "--device", "cpu"]
+    words += ["--set", "loop.save_every=3"]
+    result = adm_command(*words, "--out", tmp_path / "whole", "--steps", 6)
+    assert result.code == 0 and "tensors loaded, label table: 1 classes kept by name, 1 new: z\n" in result.err
+    assert "8x12, 3 channel(s), 2 classes" in result.err
+    assert adm_command(*words, "--out", tmp_path / "run", "--steps", 3).code == 0
+    shutil.rmtree(source)
+    result = adm_command(*words, "--out", tmp_path / "run", "--steps", 6)
+    assert result.code == 0 and "continuing from step 3" in result.err
+    assert checkpoint_bytes(tmp_path / "run") == checkpoint_bytes(tmp_path / "whole")
+
+
+def test_a_classifier_is_continued_likewise(runs, tmp_path, adm_command):
+    words = [
+        "train",
+        "classifier",
+        "--data",
+        "photos",
+        "--from",
+        "guide",
+        "--steps",
+        1,
+        "--batch",
+        2,
+        "--device",
+        "cpu",
+    ]
+    result = adm_command(*words, "--out", tmp_path / "run")
+    assert result.code == 0 and "last layer new (2 classes; the source had 10)" in result.err
+    assert adm.load(tmp_path / "run").class_names == ("a b", "ü")
+
+
+@pytest.mark.parametrize("job", ["diffusion", "classifier"])
+def test_help_lists_every_setting_with_its_default_and_says_none_of_none(job, adm_command):
+    text = " ".join(adm_command("train", job, "--help").out.split())
+    listed = re.findall(r"(?<= )([a-z_.]+)=(\S+|\(by the data\)):", text)
+    names = {name for name, _ in listed}
+    assert {"optimizer.lr", "network.model_channels", "loop.precision", "ema.gamma", "data.flip"} <= names
+    assert ("loss" in names) == (job == "diffusion") and ("network.pool" in names) == (job == "classifier")
+    assert "job" not in names and "default: None" not in text
+    assert "loop.save_every=1000: steps between checkpoints" in text
+
+
+def test_the_progress_of_a_sample_grid_is_shown(tmp_path, adm_command, monkeypatch):
+    monkeypatch.setattr("adm.cli._progress.LINE_EVERY", 0.0)
+    monkeypatch.setattr("adm.cli._progress.WORTH_A_LINE", 0.0)
+    result = adm_command(*WORDS, "--steps", 2, "--out", tmp_path / "run")
+    assert result.code == 0
+    shown = [int(found) for found in re.findall(r"^sample grid (\d+)/36", result.err, re.MULTILINE)]
+    assert shown == sorted(shown) and shown[-1] == 36 and len(shown) > 10
+
+
+def test_a_terminal_shows_other_work_beside_the_bar_while_it_lasts():
+    with Progress(console=Console(file=io.StringIO(), force_terminal=True)) as progress:
+        bar = Bar("training", 10, progress)
+        for done in (1, 2):
+            bar.aside("sample grid", done, 2)
+            titles = [task.description for task in progress.tasks]
+            assert titles == (["training", "sample grid"] if done < 2 else ["training"])
+
+
 def test_flags_and_set_reach_the_config(tmp_path, adm_command):
     words = [*WORDS, "--steps", "1", "--image-size", "8x12", "--seed", "7", "--set", "data.flip=true"]
     assert adm_command(*words, "--out", tmp_path / "run").code == 0
@@ -121,22 +202,22 @@ def test_likelihood_says_what_bits_per_dim_computes(runs, tmp_path, adm_command)
     assert (result.code, result.err) == (0, "")
     written = json.loads((tmp_path / "x" / "bits.json").read_text())
     model, data = adm.load("model"), open_dataset("digits:test")
-    x0 = to_model_range(np.stack([data.image(i) for i in range(5)]))
-    label = torch.tensor([data.label(i) for i in range(5)])
+    chosen = [0, 119, 239, 359, 479]  # 599 images, spread evenly
+    x0 = to_model_range(np.stack([data.image(i) for i in chosen]))
+    label = torch.tensor([data.label(i) for i in chosen])
     chain = adm.Chain(model.schedule, adm.spaced(1000, 4))
-    noise = adm.SeededNoise(range(9, 14))
+    noise = adm.SeededNoise([9 + i for i in chosen])
     bits = bits_per_dim(adm.guide(model, adm.Clip()), chain, x0, noise, adm.Condition(label=label))
     assert written["bits_per_dim"] == pytest.approx(float(bits.total.mean()), rel=1e-5)
     assert written["terms"] == pytest.approx(bits.vb.double().mean(0).tolist(), rel=1e-4, abs=1e-6)
     assert written["standard_error"] == pytest.approx(float(bits.total.std() / 5**0.5), rel=1e-4)
     assert (written["num"], written["steps"], written["seed"], written["data"]) == (5, 4, 9, "digits:test")
-    assert result.out == f"{written['bits_per_dim']:.4f} bits/dim +- {written['standard_error']:.4f} (5 images)\n"
+    shown = f"{written['bits_per_dim']:.4f} bits/dim +- {written['standard_error']:.4f} (5 of 599 images, spread evenly"
+    assert result.out.startswith(shown) and "4 of 1000 timesteps" in result.out
 
 
 def test_labels_of_a_part_of_the_data_go_by_name(runs, tmp_path, adm_command, monkeypatch):
     """A folder with the second class alone has label 0 there; the model knows it as 1."""
-    import shutil
-
     shutil.copytree(runs / "photos" / "ü", tmp_path / "part" / "ü")
     seen = []
     forward = adm.DiffusionModel.forward

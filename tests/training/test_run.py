@@ -10,14 +10,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import adm
 from adm.runtime.config import difference, from_dict, to_dict
-from adm.runtime.errors import DataError, ResourceError, UsageError
+from adm.runtime.errors import DataError, ResourceError, StoppedError, UsageError
 from adm.training import run as training_run
-from adm.training.run import MAY_CHANGE, new_model, read_config
+from adm.training.preview import num_shown
+from adm.training.resume import MAY_CHANGE, read_config
+from adm.training.run import new_model, train
 from adm.training.runlog import read_log
 from tiny_runs import Stripes, contents, global_states, in_new_process, run, start_process, tiny
 
@@ -25,7 +28,7 @@ from tiny_runs import Stripes, contents, global_states, in_new_process, run, sta
 
 MAY = {
     "data.path", "data.workers", "loop.keep", "loop.log_every", "loop.microbatch", "loop.sample_every",
-    "loop.save_every", "loop.steps", "optimizer.lr",
+    "loop.save_every", "loop.steps", "optimizer.lr", "source",
 }  # fmt: skip
 OTHER: dict[str, Any] = {
     "data.path": "the same images, moved",
@@ -97,12 +100,13 @@ def two_steps(tmp_path_factory) -> dict[str, Path]:
 
 
 FIXED = {"job", "network.low_res_channels"}  # have one value in these jobs
+FIXED |= {"source", "source_sha256"}  # come together: tests/training/test_finetune.py
 ALL = [(job, name) for job in ("diffusion", "classifier") for name, _ in leaves(tiny(job)) if name not in FIXED]
 
 
 def test_what_may_change_is_the_list_here_and_names_of_the_config() -> None:
     assert MAY_CHANGE == MAY
-    assert {name for _, name in ALL} >= MAY
+    assert {name for _, name in ALL} | {"source"} >= MAY
 
 
 @pytest.mark.parametrize(("job", "name"), [(job, name) for job, name in ALL if name not in MAY])
@@ -123,7 +127,7 @@ def test_an_option_that_defines_the_run_is_refused_by_name(job: str, name: str, 
     assert contents(two_steps[job]) == before
 
 
-@pytest.mark.parametrize("name", sorted(MAY))
+@pytest.mark.parametrize("name", sorted(MAY - {"source"}))
 def test_an_option_that_may_change_is_noted(name: str, two_steps) -> None:
     config = tiny("diffusion", "loop.steps=2", "loop.save_every=1")
     other = changed(config, name, dict(leaves(config))[name])
@@ -191,6 +195,109 @@ def test_a_log_line_is_the_mean_since_the_line_before(tmp_path: Path) -> None:
         assert line["loss"] == pytest.approx(sum(r.loss for r in part) / len(part))
         assert line["accuracy"] == pytest.approx(sum(r.terms["accuracy"] for r in part) / len(part))
         assert line["lr"] == part[-1].lr
+
+
+def test_images_per_second_count_training_alone(tmp_path: Path, monkeypatch) -> None:
+    """Of a clock on which a step takes 1 s, and a grid or a checkpoint 1000 s."""
+    now = [0.0]
+    monkeypatch.setattr("adm.training.runlog.time.monotonic", lambda: now[0])
+
+    def taking(seconds: float, function: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            now[0] += seconds
+            return function(*args, **kwargs)
+
+        return timed
+
+    monkeypatch.setattr(training_run.Trainer, "advance", taking(1, training_run.Trainer.advance))
+    monkeypatch.setattr(training_run, "preview", taking(1000, training_run.preview))
+    monkeypatch.setattr(training_run.checkpoint_format, "save", taking(1000, training_run.checkpoint_format.save))
+    run(tiny("diffusion", "loop.steps=7", "loop.log_every=3", "loop.sample_every=2", "loop.save_every=4"), tmp_path)
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [(line["step"], line["images_per_second"]) for line in lines] == [(3, 5), (4, 5), (6, 5), (7, 5)]
+
+
+def test_a_grid_is_made_in_blocks_that_change_nothing_and_its_progress_is_told(monkeypatch) -> None:
+    model = new_model(tiny("diffusion", "network.num_classes=none"))
+    for p in model.parameters():
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1
+    weights = dict(model.network.state_dict())
+    told: list[tuple[int, int]] = []
+    whole = training_run.preview(model, weights, num=9)
+    sizes = []
+    monkeypatch.setattr("adm.training.preview.PIXELS_AT_ONCE", 4 * 64)
+    model.network.register_forward_hook(lambda module, given, out: sizes.append(len(given[0])))
+    blocks = training_run.preview(model, weights, num=9, on_progress=lambda done, total: told.append((done, total)))
+    assert np.abs(blocks.astype(int) - whole).max() <= 1 and blocks.shape == (9, 8, 8, 1)
+    assert told == sorted(told) and told[-1] == (9, 9) and len({done for done, _ in told}) >= 9
+    assert sizes == [4] * 10 + [4] * 10 + [1] * 10
+
+
+def test_a_stop_does_not_wait_for_the_grid_which_is_made_when_the_run_goes_on(tmp_path: Path) -> None:
+    config = tiny("diffusion", "loop.steps=4", "loop.sample_every=2")
+    run(config, tmp_path / "whole")
+    told: list[int] = []
+    with pytest.raises(StoppedError, match="stopped at step 2"):
+        train(config, tmp_path / "run", stop_requested=lambda: len(told) >= 3, dataset=Stripes(),
+              on_grid=lambda done, total: told.append(done))  # fmt: skip
+    assert len(told) == 3 and not (tmp_path / "run" / "samples").exists()
+    run(config, tmp_path / "run")
+    assert contents(tmp_path / "run" / "samples") == contents(tmp_path / "whole" / "samples")
+
+
+def test_a_large_network_on_a_cpu_makes_a_small_grid() -> None:
+    with torch.device("meta"):
+        small, large = (
+            adm.nn.UNet(adm.nn.UNetConfig(image_size=32, model_channels=width, channel_mult=(1, 2, 2)))
+            for width in (64, 192)
+        )
+    shape = (3, 32, 32)
+    for network, num in ((small, 36), (large, 4)):
+        model = adm.DiffusionModel(network, adm.cosine(10))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(adm.DiffusionModel, "device", torch.device("cpu"))
+            assert num_shown(model, shape) == num
+            patch.setattr(adm.DiffusionModel, "device", torch.device("cuda"))
+            assert num_shown(model, shape) == 36
+
+
+@pytest.mark.parametrize("then", ["nothing", "a new run"])
+def test_a_run_that_is_deleted_under_it_stops_and_writes_nothing_more(then: str, tmp_path: Path) -> None:
+    """Also into a directory that somebody has made anew in its place."""
+    out = tmp_path / "run"
+    after: dict[str, bytes] = {}
+
+    def remove(progress: Any) -> None:
+        if progress.step == 3:
+            shutil.rmtree(out)
+            if then == "a new run":
+                run(tiny("classifier", "loop.steps=2", "loop.save_every=1"), out)
+            after.update(contents(out))
+
+    with pytest.raises(ResourceError, match=r"run '.*run' was deleted or replaced while pid \d+ was writing to it"):
+        run(tiny("diffusion", "loop.steps=9", "loop.save_every=100"), out, on_progress=remove)
+    assert contents(out) == after
+
+
+def test_a_run_whose_place_another_run_holds_names_it(tmp_path: Path) -> None:
+    out, marker = tmp_path / "run", tmp_path / "marker"
+    started: list[Any] = []
+
+    def replace_it(progress: Any) -> None:
+        if progress.step == 1:
+            shutil.rmtree(out)
+            started.append(start_process(hold, out, marker))
+            while not marker.exists():
+                assert started[0].is_alive()
+                time.sleep(0.01)
+
+    try:
+        with pytest.raises(ResourceError) as info:
+            run(tiny("diffusion", "loop.steps=9", "loop.log_every=2"), out, on_progress=replace_it)
+        assert f"is in use by pid {started[0].pid} on" in str(info.value) and not (out / "log.jsonl").exists()
+    finally:
+        started[0].kill()
+        started[0].join()
 
 
 @pytest.mark.parametrize("there", ["notes.txt", "config.json"])

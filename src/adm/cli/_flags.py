@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
+from collections.abc import Mapping
 from typing import Annotated
 
 import tyro
 
-__all__ = ["Device", "Settings"]
+__all__ = ["Device", "Settings", "settings_table"]
 
 Settings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
@@ -14,3 +17,13 @@ Settings = Annotated[
 ]
 
 Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+def settings_table(values: Mapping[str, str], meanings: Mapping[str, str]) -> str:
+    """What follows --help of a command with --set: each dotted name, its default and its meaning."""
+    width = shutil.get_terminal_size((100, 24)).columns
+    lines = ["settings, as in --set optimizer.lr=1e-4 (name=default: meaning):", ""]
+    for name, value in values.items():
+        entry = f"{name}={value}: {meanings.get(name, '').replace('None', 'none')}"
+        lines += textwrap.wrap(entry, max(40, width - 2), initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(lines)

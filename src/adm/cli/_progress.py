@@ -25,6 +25,7 @@ class Bar:
         self.task = None if progress is None else progress.add_task(title, total=total)
         self.started = self.last = time.monotonic()
         self.first: int | None = None
+        self.other: Bar | None = None
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         """done of total; note: what is worth seeing, such as the loss. total: when it was not known before."""
@@ -44,6 +45,16 @@ class Bar:
         eta = f", {_clock((self.total - done) / rate)} left" if rate > 0 and done < self.total else ""
         elapsed = _clock(now - self.started)
         say(f"{self.title} {done}/{self.total} {note}".rstrip() + f" ({elapsed}{eta})")
+
+    def aside(self, title: str, done: int, total: int) -> None:
+        """Progress of other work in between, which ends when all of it is done."""
+        if self.other is None:
+            self.other = Bar(title, total, self.progress)
+        self.other.update(done)
+        if done >= total:
+            if self.progress is not None and self.other.task is not None:
+                self.progress.remove_task(self.other.task)
+            self.other = None
 
 
 @contextmanager

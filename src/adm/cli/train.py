@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -10,27 +10,48 @@ import tyro
 from adm.cli._flags import Device, Settings
 
 if TYPE_CHECKING:
-    from adm.data import Dataset
     from adm.training.config import TrainConfig
 
 COMMANDS: dict[str, type] = {}
 
+BY_RUN = "(default: by the data, or as the run has it)"
+
 Data = Annotated[str, tyro.conf.arg(metavar="PATH", help="A folder of images, one sub-folder per class; or digits.")]
 Out = Annotated[str, tyro.conf.arg(metavar="RUN", help="The run directory; the same command again continues it.")]
-Steps = Annotated[int | None, tyro.conf.arg(metavar="N", help="Optimizer steps.")]
-Batch = Annotated[int | None, tyro.conf.arg(metavar="N", help="Images a step.")]
-Size = Annotated[str | None, tyro.conf.arg(metavar="N|HxW", help="Pixels; by default the size of the images.")]
-Seed = Annotated[int, tyro.conf.arg(help="Everything random is a function of it.")]
+From = Annotated[
+    str | None,
+    tyro.conf.arg(
+        name="from",
+        metavar="MODEL",
+        help="Fine-tune a run, checkpoint, preset or file: its network, its weights, your classes.",
+        help_behavior_hint="(default: from scratch)",
+    ),
+]
+Steps = Annotated[int | None, tyro.conf.arg(metavar="N", help="Optimizer steps in all.", help_behavior_hint=BY_RUN)]
+Batch = Annotated[int | None, tyro.conf.arg(metavar="N", help="Images a step.", help_behavior_hint=BY_RUN)]
+Size = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="N|HxW", help="Pixels.", help_behavior_hint="(default: the size of the images, or the run's)"
+    ),
+]
+Seed = Annotated[
+    int | None,
+    tyro.conf.arg(
+        metavar="N", help="Everything random is a function of it.", help_behavior_hint="(default: 0, or the run's)"
+    ),
+]
 
 
 @dataclass(frozen=True)
 class _Train:
     data: Data
     out: Out
+    from_: From = None
     steps: Steps = None
     batch: Batch = None
     image_size: Size = None
-    seed: Seed = 0
+    seed: Seed = None
     device: Device = "auto"
     set: Settings = ()
 
@@ -45,6 +66,10 @@ class TrainDiffusion(_Train):
     def run(self) -> None:
         _run("diffusion", self)
 
+    @staticmethod
+    def more_help() -> str:
+        return _settings("diffusion")
+
 
 @dataclass(frozen=True)
 class TrainClassifier(_Train):
@@ -52,6 +77,10 @@ class TrainClassifier(_Train):
 
     def run(self) -> None:
         _run("classifier", self)
+
+    @staticmethod
+    def more_help() -> str:
+        return _settings("classifier")
 
 
 COMMANDS = {"train diffusion": TrainDiffusion, "train classifier": TrainClassifier}
@@ -64,11 +93,17 @@ def _run(job: str, flags: _Train) -> None:
     from adm.runtime.device import pick_device
     from adm.runtime.signals import stop_requests
     from adm.runtime.text import shown_path
+    from adm.training.request import Request, plan
     from adm.training.run import Progress, train
 
     device = pick_device(flags.device)
     out = Path(flags.out)
-    config, dataset = _config(job, flags)
+    request = Request(
+        job, flags.data, out, flags.from_, flags.steps, flags.batch, flags.image_size, flags.seed, flags.set
+    )
+    with bar("reading images", 1) as reading:
+        planned = plan(request, lambda done, total: reading.update(done, total=total))
+    config, dataset = planned.config, planned.dataset
     headline = _headline(config, str(device))
     with bar("training", config.loop.steps) as shown, stop_requests() as stop:
 
@@ -79,26 +114,19 @@ def _run(job: str, flags: _Train) -> None:
             else:
                 shown.update(progress.step, f"loss {progress.result.loss:.4f}")
 
-        checkpoint = train(config, out, device, on_progress, stop, dataset)
+        def on_grid(done: int, total: int) -> None:
+            shown.aside("sample grid", done, total)
+
+        checkpoint = train(config, out, device, on_progress, stop, dataset, planned.source, on_grid)
     print(shown_path(checkpoint))
 
 
-def _config(job: str, flags: _Train) -> tuple[TrainConfig, Dataset]:
-    """The defaults for these data, then the flags, then --set. The data are opened, and a folder scanned, once."""
-    from adm.cli._progress import bar
-    from adm.data import open_dataset
-    from adm.runtime.config import override
-    from adm.training.defaults import default_config, parse_size
+def _settings(job: str) -> str:
+    from adm.cli._flags import settings_table
+    from adm.runtime.config import meanings
+    from adm.training.defaults import typical_config, usual_settings
 
-    with bar("reading images", 1) as shown:
-        dataset = open_dataset(flags.data, progress=lambda done, total: shown.update(done, total=total))
-    config = default_config(job, flags.data, dataset, parse_size(flags.image_size), flags.seed)
-    loop = config.loop
-    if flags.steps is not None:
-        loop = replace(loop, steps=flags.steps)
-    if flags.batch is not None:
-        loop = replace(loop, batch_size=flags.batch)
-    return override(replace(config, loop=loop), flags.set), dataset
+    return settings_table(usual_settings(job), meanings(typical_config(job)))
 
 
 def _headline(config: TrainConfig, device: str) -> str:
@@ -115,5 +143,6 @@ def _headline(config: TrainConfig, device: str) -> str:
     kind = "unconditional" if classes is None else f"{classes} classes"
     return (
         f"{config.job}: {height}x{width}, {config.network.in_channels} channel(s), {kind}, "
-        f"{parameters / 1e6:.2f}M parameters, batch {config.loop.batch_size}, {config.loop.steps} steps, on {device}"
+        f"{parameters / 1e6:.2f}M parameters, batch {config.loop.batch_size}, {config.loop.steps} steps, "
+        f"learning rate {config.optimizer.lr:g}, on {device}"
     )

@@ -21,8 +21,9 @@ SPATIAL_WIDTH = 2048
 class ClassifierConfig(TrunkConfig):
     """The sizes of a noisy classifier.
 
-    pool: how the features become one vector: "attention" (as released), "adaptive" (their mean), "spatial"
-    and "spatial_v2" (the means of every block, then two linear layers). The other fields: see TrunkConfig.
+    num_classes: how many logits. pool: how the features become one vector. "attention" is as released,
+    "adaptive" their mean, "spatial" and "spatial_v2" the means of every block, then two linear layers. The other
+    fields: see TrunkConfig.
     """
 
     num_head_channels: int | None = 64

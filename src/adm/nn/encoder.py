@@ -15,12 +15,15 @@ __all__ = ["Encoder", "TimeEmbedding", "TrunkConfig", "check_input"]
 class TrunkConfig:
     """The sizes of a trunk; not used by itself.
 
-    image_size: pixels, one number or (height, width). attention_resolutions: pixels of the feature maps that
-    get attention, the shorter side if not square; sizes that do not occur are ignored. channels of level l:
-    int(channel_mult[l] * model_channels). num_head_channels wins over num_heads when given. resblock_updown:
-    change resolution in residual blocks (ADM); else by a convolution, or without one if not resample_conv.
-    checkpoint_blocks: recompute activations in the backward pass instead of keeping them. rescale_skips:
-    divide residual sums by sqrt(2) (ADM Table 1; no released model does).
+    image_size: pixels, one number or (height, width). in_channels: of the images, 1 grey, 3 RGB. model_channels:
+    the width that channel_mult multiplies, even. channel_mult: level l has int(channel_mult[l] * model_channels)
+    channels. num_res_blocks: residual blocks of each level. attention_resolutions: pixels of the feature maps
+    that get attention, the shorter side if not square; sizes that do not occur are ignored. num_heads: attention
+    heads, where num_head_channels is None. num_head_channels: channels of each head. dropout: in residual blocks,
+    0 to below 1. scale_shift_norm: embeddings scale and shift the norm (ADM's AdaGN), else they are added.
+    resblock_updown: change resolution in residual blocks (ADM). resample_conv: else change it by a convolution,
+    not by repeating and averaging pixels. checkpoint_blocks: recompute activations in the backward pass instead
+    of keeping them. rescale_skips: divide residual sums by sqrt(2) (ADM Table 1; no released model does).
     """
 
     image_size: int | tuple[int, int]

@@ -18,8 +18,8 @@ class UNetConfig(TrunkConfig):
     """The sizes of a UNet.
 
     out_channels: what the network puts out, twice the image's channels with a learned variance. num_classes:
-    None for an unconditional network. low_res_channels: channels of the low-resolution image that an
-    upsampler is given, 0 if it is none. The other fields: see TrunkConfig.
+    rows of the label table, None for an unconditional network. low_res_channels: channels of the low-resolution
+    image that an upsampler is given, 0 if it is none. The other fields: see TrunkConfig.
     """
 
     out_channels: int = 3

@@ -26,10 +26,17 @@ class Lock:
     token: str
 
     def check(self) -> None:
-        """Before each commit: ``ResourceError`` when another writer took over (locks over networks lie)."""
+        """Before each commit: ``ResourceError`` when the lock is gone, its directory deleted or made anew, or when
+        another writer took over (locks over networks lie)."""
         record = _read_record(self.path)
-        if record.get("token") != self.token:
-            raise ResourceError(_in_use(self.what, record))
+        if record.get("token") == self.token:
+            return
+        if not record:
+            raise ResourceError(
+                f"{one_line(self.what)} was deleted or replaced while pid {os.getpid()} was writing to it: stopped, "
+                "with nothing more written. Run the same command again."
+            )
+        raise ResourceError(_in_use(self.what, record))
 
 
 @contextmanager

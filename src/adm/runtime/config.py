@@ -8,27 +8,35 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
 import json
-import types
+import re
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, TypeVar, Union
+from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
+from adm.runtime._spelling import NotFromText, from_text, members, rule, spelled
 from adm.runtime.errors import UsageError
-from adm.runtime.text import nearest, one_line, split_list
+from adm.runtime.text import nearest, one_line
 
-__all__ = ["NotFromText", "difference", "from_dict", "from_text", "override", "to_dict"]
+__all__ = [
+    "NotFromText",
+    "assigned",
+    "difference",
+    "from_dict",
+    "from_text",
+    "meanings",
+    "override",
+    "settings",
+    "to_dict",
+]
 
 T = TypeVar("T")
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class NotFromText(TypeError):
-    """No text can become a value of this type."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -86,19 +94,14 @@ def _first_problem(error: ValidationError, cls: type) -> str:
             return f"{one_line(name)} is missing. Add it.{more}"
     value = first["input"]
     shown = "" if isinstance(value, Mapping) else f" = {one_line(json.dumps(value, default=str), 50)}"
-    return f"{one_line(name)}{shown}: {_rule(first['msg'])}. Correct it.{more}"
-
-
-def _rule(message: str) -> str:
-    message = one_line(message.removeprefix("Value error, "), 120).rstrip(".")
-    return message[:1].lower() + message[1:] if message.startswith("Input") else message
+    return f"{one_line(name)}{shown}: {rule(first['msg'])}. Correct it.{more}"
 
 
 def _names_below(cls: Any, dotted: str) -> list[str]:
     """Field names of the dataclass that the dotted name leads to; none when it leads to no single one."""
     for part in dotted.split(".") if dotted else []:
         hint = _hints(cls).get(part) if isinstance(cls, type) and dataclasses.is_dataclass(cls) else None
-        found = [member for member in _members(hint) if dataclasses.is_dataclass(member)]
+        found = [member for member in members(hint) if dataclasses.is_dataclass(member)]
         cls = found[0] if len(found) == 1 else None
     return [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
@@ -109,52 +112,114 @@ def override(config: T, assignments: Iterable[str]) -> T:
     Values are read by the field's type: 3e-4, true, none, 1,2,2. ``UsageError`` for a name that does not
     exist (with the nearest) and for a value that breaks its rule.
     """
-    changes: dict[str, Any] = {}
+    return typing.cast(T, _changed(config, _parsed(config, assignments), ""))
+
+
+def assigned(config: Any, assignments: Iterable[str]) -> dict[str, str]:
+    """Dotted name -> value, as ``settings`` has it, of what ``override`` would set, each by itself: whether they fit
+    together is not asked."""
+    values = _flat(_plain(_parsed(config, assignments)))
+    return {name: spelled(value) for name, value in values.items()}
+
+
+def _parsed(config: Any, assignments: Iterable[str]) -> dict[str, Any]:
+    """The values by name, those of a group of settings as a dict of their own."""
+    values: dict[str, Any] = {}
     for assignment in assignments:
-        name, equals, value = (part.strip() for part in assignment.partition("="))
+        name, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals:
             raise UsageError(f"{one_line(assignment)!r} sets nothing. Write name=value, e.g. optimizer.lr=3e-4.")
-        _insert(config, name, value, changes)
-    return typing.cast(T, _changed(config, changes, ""))
-
-
-def _insert(config: Any, name: str, value: str, changes: dict[str, Any]) -> None:
-    """Puts the text under its dotted name, having checked that the name exists."""
-    *owners, last = name.replace("-", "_").split(".")
-    target = config
-    for i, part in enumerate([*owners, last]):
-        names = [field.name for field in dataclasses.fields(target)] if _is_config(target) else []
-        if part not in names:
-            valid = _leaf_names(config)
-            same_last = [dotted for dotted in valid if dotted.split(".")[-1] == last]
-            guess = nearest(name.replace("-", "_"), valid) if not same_last else f"; did you mean {same_last[0]!r}?"
-            choice = one_line(", ".join(valid), 120)
-            raise UsageError(f"there is no setting {one_line(name, 60)!r}{guess} Choose one of: {choice}.")
-        if i < len(owners):
-            target, changes = getattr(target, part), changes.setdefault(part, {})
-    if _is_config(getattr(target, last)):
-        names = [f"{name}.{field.name}" for field in dataclasses.fields(getattr(target, last))]
-        raise UsageError(f"{name} is a group of settings. Set one of them: {one_line(', '.join(names), 150)}.")
-    changes[last] = value
-
-
-def _changed(config: Any, changes: Mapping[str, Any], owner: str) -> Any:
-    hints = _hints(type(config))
-    values = {}
-    for name, change in changes.items():
-        dotted = f"{owner}{name}"
-        if isinstance(change, dict):
-            values[name] = _changed(getattr(config, name), change, f"{dotted}.")
-            continue
+        *owners, last = name.replace("-", "_").split(".")
+        group, place = config, values
+        for owner in owners:
+            _check_name(config, group, owner, name)
+            group, place = getattr(group, owner), place.setdefault(owner, {})
+        _check_name(config, group, last, name)
+        if _is_config(getattr(group, last)):
+            names = [f"{name}.{field}" for field in settings(getattr(group, last))]
+            raise UsageError(f"{name} is a group of settings. Set one of them: {one_line(', '.join(names), 150)}.")
         try:
-            values[name] = from_text(hints[name], change)
+            place[last] = from_text(_hints(type(group))[last], text)
         except (ValueError, NotFromText) as error:
-            raise UsageError(f"{dotted}={one_line(change, 60)}: {one_line(error, 150)}. Correct it.") from error
+            raise UsageError(f"{name}={one_line(text, 60)}: {one_line(error, 150)}. Correct it.") from error
+    return values
+
+
+def _check_name(config: Any, group: Any, part: str, name: str) -> None:
+    """Refuses a part of a dotted name that the group does not offer; says what is nearest, and what there is."""
+    here = [field.name for field in _settable(group)] if _is_config(group) else []
+    if part in here:
+        return
+    valid = [*settings(config)]
+    last = name.replace("-", "_").split(".")[-1]
+    same_last = [dotted for dotted in valid if dotted.split(".")[-1] == last]
+    guess = nearest(name.replace("-", "_"), valid) if not same_last else f"; did you mean {same_last[0]!r}?"
+    if group is not config and here:
+        owner = name.replace("-", "_").partition(f".{part}")[0]
+        choice = f"{owner} has {', '.join(here)}."
+    else:
+        alone = [field.name for field in _settable(config) if not _is_config(getattr(config, field.name))]
+        groups = [field.name for field in _settable(config) if _is_config(getattr(config, field.name))]
+        more = f", or one in {', '.join(groups)} (such as {next(n for n in valid if '.' in n)})" if groups else ""
+        choice = f"Choose one of {', '.join(alone)}{more}."
+    raise UsageError(f"there is no setting {one_line(name, 60)!r}{guess} {one_line(choice, 400)}")
+
+
+def _changed(config: Any, values: Mapping[str, Any], owner: str) -> Any:
+    """The config with the values, those of a group under the group's name."""
+    fields = {
+        name: _changed(getattr(config, name), value, f"{owner}{name}.") if _is_config(getattr(config, name)) else value
+        for name, value in values.items()
+    }
     try:
-        return dataclasses.replace(config, **values)
+        return dataclasses.replace(config, **fields)
     except ValueError as error:
-        given = ", ".join(f"{owner}{name}={v}" for name, v in changes.items() if not isinstance(v, dict))
+        plain = {name: value for name, value in values.items() if not _is_config(getattr(config, name))}
+        given = ", ".join(f"{owner}{name}={spelled(value)}" for name, value in plain.items())
         raise UsageError(f"{one_line(given)}: {one_line(error, 150)}" if given else one_line(error, 200)) from error
+
+
+def settings(config: Any, owner: str = "") -> dict[str, str]:
+    """Dotted name -> value as --set takes it, of everything that ``override`` can change."""
+    found: dict[str, str] = {}
+    for field in _settable(config):
+        value = getattr(config, field.name)
+        dotted = f"{owner}{field.name}"
+        found |= settings(value, f"{dotted}.") if _is_config(value) else {dotted: spelled(_plain(value))}
+    return found
+
+
+def _settable(config: Any) -> list[dataclasses.Field[Any]]:
+    """The fields that override may change: not those with one possible value, nor those marked ``settable: False``."""
+    hints = _hints(type(config))
+    return [
+        field
+        for field in dataclasses.fields(config)
+        if field.metadata.get("settable", True)
+        and not (typing.get_origin(hints[field.name]) is Literal and len(typing.get_args(hints[field.name])) == 1)
+    ]
+
+
+def meanings(config: Any) -> dict[str, str]:
+    """Dotted name -> what the docstring of its dataclass, or of a base of that, says of it ("lr: the learning rate.").
+
+    An entry begins a sentence with "name: " and ends with the sentence; what is not documented is left out. The
+    choices of a field that offers a few follow in brackets.
+    """
+    found: dict[str, str] = {}
+    hints = _hints(type(config))
+    for field in _settable(config):
+        value = getattr(config, field.name)
+        if _is_config(value):
+            found |= {f"{field.name}.{name}": meaning for name, meaning in meanings(value).items()}
+            continue
+        for cls in type(config).__mro__:
+            text = " ".join((inspect.cleandoc(cls.__doc__ or "")).split())
+            if entry := re.search(rf"(?:^|\. ){field.name}: (.+?)(?:\.(?= |$)|$)", text):
+                choices = typing.get_args(hints[field.name]) if typing.get_origin(hints[field.name]) is Literal else ()
+                found[field.name] = entry[1] + (f" ({', '.join(map(str, choices))})" if choices else "")
+                break
+    return found
 
 
 def difference(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
@@ -171,71 +236,9 @@ def _flat(mapping: Mapping[str, Any], owner: str = "") -> dict[str, Any]:
     return result
 
 
-def _leaf_names(config: Any, owner: str = "") -> list[str]:
-    names = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        dotted = f"{owner}{field.name}"
-        names += _leaf_names(value, f"{dotted}.") if _is_config(value) else [dotted]
-    return names
-
-
 def _is_config(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
-
-
-# ---- text to value -------------------------------------------------------------------------------
-
-
-def from_text(annotation: Any, text: str) -> Any:
-    """The value of the annotated type that the text spells: 0.3, true, none, (1,2) or 1,2 for lists.
-
-    ``ValueError`` with the rule when it spells none; ``NotFromText`` when the type (a model, a protocol) has
-    no spelling.
-    """
-    members = _members(annotation)
-    if text.lower() == "none" and type(None) in members:
-        return None
-    lists = [member for member in members if _is_list(member)]
-    others = [member for member in members if member not in lists and member is not type(None)]
-    value: Any = text
-    if lists and (not others or text[:1] in ("(", "[") or len(split_list(text)) > 1):
-        value = _nested(text)
-    try:
-        return _adapter(annotation).validate_python(value)
-    except ValidationError as error:
-        rules = dict.fromkeys(_rule(problem["msg"]) for problem in error.errors(include_url=False))
-        raise ValueError(", or ".join(list(rules)[:3])) from error
-
-
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    if any(dataclasses.is_dataclass(member) for member in _members(annotation)):
-        raise NotFromText("a group of settings has no spelling of its own")
-    try:
-        return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
-    except PydanticSchemaGenerationError as error:
-        raise NotFromText(f"{one_line(annotation, 60)} has no spelling") from error
-
-
-def _nested(text: str) -> list[Any]:
-    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and len(split_list(text)) == 1:
-        text = text[1:-1]
-    return [_nested(part) if part[:1] in ("(", "[") else part for part in split_list(text)]
-
-
-def _members(annotation: Any) -> list[Any]:
-    """What a union offers, or the one type itself, without ``Annotated``."""
-    if typing.get_origin(annotation) is Annotated:
-        annotation = typing.get_args(annotation)[0]
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        return [inner for member in typing.get_args(annotation) for inner in _members(member)]
-    return [annotation]
-
-
-def _is_list(annotation: Any) -> bool:
-    kind = typing.get_origin(annotation) or annotation
-    return isinstance(kind, type) and issubclass(kind, Collection) and not issubclass(kind, (str, bytes, Mapping))

@@ -38,9 +38,10 @@ class Spec:
 
 
 def available(room: str) -> list[str]:
-    """Names of the room's components: its files, without those that begin with an underscore."""
+    """Names of the room's components: its files, without those that begin with an underscore and rooms within."""
     package = importlib.import_module(f"adm.{room}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    modules = pkgutil.iter_modules(package.__path__)
+    return sorted(m.name for m in modules if not m.ispkg and not m.name.startswith("_"))
 
 
 def find(room: str, name: str) -> Any:

@@ -1,23 +1,42 @@
-"""Everything that defines a training run."""
+"""Everything that defines a training run. What a docstring says of a field is what --help says of the setting."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from adm.checkpoints.model_document import ScheduleConfig
 from adm.diffusion.losses import LossKind
 from adm.diffusion.model import Mean, Variance
 from adm.nn import ClassifierConfig, UNetConfig
+from adm.runtime.config import from_dict
+from adm.runtime.errors import UsageError
 from adm.runtime.randomness import MAX_SEED
+from adm.runtime.text import one_line
 from adm.training.ema import EMAConfig
 
-__all__ = ["ClassifierTraining", "DataConfig", "DiffusionTraining", "LoopConfig", "OptimizerConfig", "TrainConfig"]
+__all__ = [
+    "ClassifierTraining",
+    "DataConfig",
+    "DiffusionTraining",
+    "LoopConfig",
+    "OptimizerConfig",
+    "TrainConfig",
+    "parse_config",
+]
+
+RECORDED = {"settable": False}
+"""Of fields that --set does not offer."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and what is done to them. flip: mirror each with probability 1/2; None: as the data set says."""
+    """Which images, and what is done to them.
+
+    path: the data, as after --data. flip: mirror each image with probability 1/2, None for as the data set says.
+    random_crop: ADM's random crop instead of the central one. workers: threads that prepare batches ahead.
+    """
 
     path: str
     flip: bool | None = None
@@ -27,7 +46,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. anneal: constant, or linear to 0 after the last step; clip_norm: bound of the gradient's norm, or None."""
+    """AdamW.
+
+    lr: the learning rate. weight_decay: decoupled from the gradient. betas: what the two averages keep at each step.
+    warmup_steps: the rate rises linearly over the first so many. anneal: the rate after that; linear ends at 0.
+    clip_norm: bound of the gradient's norm, or None.
+    """
 
     lr: float = 3e-4
     weight_decay: float = 0.0
@@ -58,8 +82,10 @@ class OptimizerConfig:
 class LoopConfig:
     """How long, in what portions, and how often something is written (in steps).
 
-    microbatch: images that go through the network at once; None: the whole batch. The update is the same, but for what
-    dropout draws. precision: bfloat16 is autocast around the network. keep: how many checkpoints stay (2 at least).
+    steps: optimizer steps in all. batch_size: images a step. microbatch: images that go through the network at once,
+    None for the whole batch; the update is the same, but for what dropout draws. seed: everything random is a function
+    of it. precision: bfloat16 is autocast around the network. log_every: steps between lines of the log. save_every:
+    steps between checkpoints. sample_every: steps between sample grids. keep: how many checkpoints stay, 2 at least.
     """
 
     steps: int = 10_000
@@ -85,23 +111,46 @@ class LoopConfig:
 
 
 @dataclass(frozen=True)
-class DiffusionTraining:
-    """A run of `adm train diffusion`."""
+class Training:
+    """What every run has; not used by itself.
 
-    job: Literal["diffusion"]
+    time_scale: the network is given t * time_scale, None for t as it is. timesteps: how training timesteps are drawn.
+    source and source_sha256: the model whose weights the run began with, as it was named, and what identifies them
+    (`adm.checkpoints.load`); None for a run from scratch.
+    """
+
+    job: str
     data: DataConfig
-    network: UNetConfig
+    network: UNetConfig | ClassifierConfig
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    mean: Mean = "eps"
-    variance: Variance = "learned"
     time_scale: float | None = None
-    loss: LossKind = "hybrid"
     timesteps: Literal["uniform", "loss-second-moment"] = "uniform"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    source: str | None = field(default=None, metadata=RECORDED)
+    source_sha256: str | None = field(default=None, metadata=RECORDED)
 
     def __post_init__(self) -> None:
+        if (self.source is None) != (self.source_sha256 is None):
+            raise ValueError("source and source_sha256 come together: give both (see finetune_config), or none")
+
+
+@dataclass(frozen=True)
+class DiffusionTraining(Training):
+    """A run of `adm train diffusion`.
+
+    mean: what the network's first channels are. variance: learned, or fixed. loss: hybrid is ADM's, vlb the bound.
+    """
+
+    job: Literal["diffusion"]
+    network: UNetConfig
+    mean: Mean = "eps"
+    variance: Variance = "learned"
+    loss: LossKind = "hybrid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.network.low_res_channels:
             raise ValueError(f"network.low_res_channels is {self.network.low_res_channels}: must be 0, no upsampler")
         channels, learned = self.network.in_channels, self.variance == "learned"
@@ -113,18 +162,21 @@ class DiffusionTraining:
 
 
 @dataclass(frozen=True)
-class ClassifierTraining:
+class ClassifierTraining(Training):
     """A run of `adm train classifier`."""
 
     job: Literal["classifier"]
-    data: DataConfig
     network: ClassifierConfig
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    time_scale: float | None = None
-    timesteps: Literal["uniform", "loss-second-moment"] = "uniform"
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    ema: EMAConfig = field(default_factory=EMAConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
 
 
 TrainConfig = DiffusionTraining | ClassifierTraining
+
+
+def parse_config(document: Any, where: str) -> TrainConfig:
+    """The config of a config.json. Raises UsageError, which begins with `where`, for what is none."""
+    job = document.get("job") if isinstance(document, Mapping) else None
+    if job not in ("diffusion", "classifier"):
+        raise UsageError(f"{where}: job is {one_line(job, 40)!r}: must be diffusion or classifier.")
+    if job == "diffusion":
+        return from_dict(DiffusionTraining, document, where)
+    return from_dict(ClassifierTraining, document, where)

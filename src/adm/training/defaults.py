@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from adm.checkpoints.model_document import ScheduleConfig
 from adm.data import Dataset
 from adm.nn import ClassifierConfig, UNetConfig
+from adm.runtime.config import settings
 from adm.runtime.errors import DataError, UsageError
 from adm.training.config import (
     ClassifierTraining,
@@ -17,7 +19,7 @@ from adm.training.config import (
     TrainConfig,
 )
 
-__all__ = ["default_config", "parse_size"]
+__all__ = ["default_config", "parse_size", "typical_config", "usual_settings"]
 
 NUM_SIZES_LOOKED_AT = 64
 
@@ -64,6 +66,39 @@ def default_config(
         optimizer=OptimizerConfig(lr=1e-3 if side < 16 else 3e-4, weight_decay=0.05, warmup_steps=100, anneal="linear"),
         loop=LoopConfig(steps=2_000 if side < 16 else 50_000, batch_size=batch, seed=seed),
     )
+
+
+@dataclass(frozen=True)
+class _Imagined:
+    """As much of a data set as the defaults depend on."""
+
+    channels: int
+    class_names: tuple[str, ...]
+    num: int = 1000
+
+    def __len__(self) -> int:
+        return self.num
+
+
+def typical_config(job: str) -> TrainConfig:
+    """The defaults for 64 x 64 images of two classes."""
+    return default_config(job, "", _Imagined(3, ("a", "b")), (64, 64))  # type: ignore[arg-type]
+
+
+def usual_settings(job: str) -> dict[str, str]:
+    """Dotted name -> its default, or "(by the data)" where that depends on them."""
+    imagined = [
+        ((8, 8), _Imagined(1, ("a",), 10)),
+        ((32, 32), _Imagined(1, ("a", "b"))),
+        ((256, 128), _Imagined(3, ("a",))),
+    ]
+    for_these = [settings(default_config(job, "", data, size)) for size, data in imagined]  # type: ignore[arg-type]
+    usual = settings(typical_config(job))
+    return {
+        name: value if all(found[name] == value for found in for_these) else "(by the data)"
+        for name, value in usual.items()
+        if name != "data.path"
+    }
 
 
 def common_size(path: str, dataset: Dataset) -> tuple[int, int]:

@@ -16,9 +16,12 @@ __all__ = ["EMA", "EMAConfig"]
 class EMAConfig:
     """How the averaged weights follow the trained ones.
 
-    power: update n keeps (1 - 1 / n)^(gamma + 1) of the average (EDM2 section 3.1), so that weights count as t^gamma at
-    any length of run and the initial ones not at all; gamma 6.94 is a width of 10 % of the run. constant: the
-    released rule, which keeps `rate`, starts at the initial weights and is only right for long runs.
+    kind: the rule of the average. gamma: of the power rule; 6.94 makes the average 10 % of the run wide. rate: what
+    the constant rule keeps at each update.
+
+    Power: update n keeps (1 - 1 / n)^(gamma + 1) of the average (EDM2 section 3.1), so that weights count as t^gamma at
+    any length of run and the initial ones not at all. Constant: the released rule, which keeps `rate`, starts at the
+    initial weights and is only right for long runs.
     """
 
     kind: Literal["power", "constant"] = "power"

@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from adm.checkpoints import format as checkpoint_format
 from adm.checkpoints.model_document import describe_model, make_schedule
-from adm.data import Dataset, Loader, grid, open_dataset, save_png, to_uint8
-from adm.diffusion.chain import Chain
-from adm.diffusion.condition import Condition
+from adm.data import Dataset, Loader, grid, open_dataset, save_png
 from adm.diffusion.model import DiffusionModel, NoisyClassifier
-from adm.guidance import guide
-from adm.guidance.clip import Clip
 from adm.nn import EncoderClassifier, UNet
 from adm.runtime import files, randomness
-from adm.runtime.config import difference, from_dict, to_dict
-from adm.runtime.errors import AdmError, DamagedError, DataError, DivergedError, StoppedError, UsageError
-from adm.runtime.text import one_line, shown_path
-from adm.sampling import SeededNoise, sample
-from adm.sampling.ddim import DDIM
-from adm.training.config import ClassifierTraining, DiffusionTraining, TrainConfig
+from adm.runtime.config import to_dict
+from adm.runtime.errors import DataError, DivergedError, StoppedError
+from adm.runtime.text import shown_path
+from adm.training.config import DiffusionTraining, TrainConfig
+from adm.training.finetune import Source, check_source, open_source, start_from
+from adm.training.preview import preview
+from adm.training.resume import refuse_foreign, restore
 from adm.training.runlog import RunLog
 from adm.training.trainer import StepResult, Trainer
 
-__all__ = ["Progress", "new_model", "read_config", "train"]
-
-MAY_CHANGE = {
-    "data.path",  # the images themselves are recognised by their fingerprint
-    "data.workers",
-    "loop.keep",
-    "loop.log_every",
-    "loop.microbatch",
-    "loop.sample_every",
-    "loop.save_every",
-    "loop.steps",
-    "optimizer.lr",
-}
-"""What a continued run may be given anew; everything else defines the run."""
+__all__ = ["Progress", "new_model", "train"]
 
 
 @dataclass(frozen=True)
@@ -65,26 +45,35 @@ def train(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     stop_requested: Callable[[], bool] = lambda: False,
     dataset: Dataset | None = None,
+    source: Source | None = None,
+    on_grid: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Train until `loop.steps`, from the newest intact checkpoint in `out` if there is one; returns its path.
 
     The result is the same, bit for bit, as of a run that was never interrupted (same machine and versions).
-    stop_requested is asked after each step; when true the run is saved and StoppedError raised. dataset: the data of
-    `data.path`, if already open. Raises UsageError when `out` holds another run, DataError, ResourceError, and
-    DivergedError with nothing bad saved.
+    stop_requested is asked after each step; when true the run is saved and StoppedError raised. dataset and source: the
+    data of `data.path` and the model of `source`, if already open; a run with a checkpoint needs no source. on_grid:
+    called with (images done, in all) while a sample grid is made. Raises UsageError when `out` holds another run,
+    DataError, ResourceError, and DivergedError with nothing bad saved.
     """
-    dataset = open_dataset(config.data.path) if dataset is None else dataset
-    check_data(config, dataset)
-    loader = make_loader(config, dataset)
-    model = new_model(config, dataset.class_names, device)  # what cannot be built leaves no directory behind
+    dataset = open_dataset(config.data.path, channels=config.network.in_channels) if dataset is None else dataset
+    checkpoints = out / "checkpoints"
+    if not checkpoint_format.steps(checkpoints):  # what cannot begin leaves no directory behind
+        check_data(config, dataset)
+        make_loader(config, dataset)
+        source = opened(config, source)
+    model = new_model(config, dataset.class_names, device)
     with ExitStack() as stack:
-        checkpoints = out / "checkpoints"
         refuse_foreign(out)
         lock = stack.enter_context(files.lock(out / ".lock", f"run {shown_path(out)!r}"))
         newest, notes = checkpoint_format.newest_intact(checkpoints, set_aside=True)
         for folder in (out, checkpoints, out / "samples"):
             if folder.is_dir():
                 files.remove_partials(folder)  # what a killed run left
+        if newest is None:
+            check_data(config, dataset)
+            source = opened(config, source)
+            notes += [] if source is None else start_from(model, source)
         trainer = Trainer(model, config)
         if newest is not None:
             notes += restore(trainer, newest, config, dataset)
@@ -92,17 +81,35 @@ def train(
         if newest is not None and trainer.step >= config.loop.steps:
             return newest
         files.write_json(out / "config.json", to_dict(config))
-        log = RunLog(out, trainer.step, config.loop.log_every)
+        log = RunLog(out, trainer.step, config.loop.log_every, lock.check)
         stack.callback(log.close)
-        run = _Run(trainer, config, out, lock, dataset)
-        return run.loop(loader, log, on_progress, stop_requested)
+        run = _Run(trainer, config, out, lock, dataset, on_grid)
+        return run.loop(make_loader(config, dataset), log, on_progress, stop_requested)
+
+
+def opened(config: TrainConfig, source: Source | None) -> Source | None:
+    """The model that a new run of this config begins with, which fits it; None for initial weights."""
+    if config.source is None:
+        return None
+    source = open_source(config.source, config.job) if source is None else source
+    check_source(config, source)
+    return source
 
 
 class _Run:
     """The loop and what it writes."""
 
-    def __init__(self, trainer: Trainer, config: TrainConfig, out: Path, lock: files.Lock, dataset: Dataset) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        config: TrainConfig,
+        out: Path,
+        lock: files.Lock,
+        dataset: Dataset,
+        on_grid: Callable[[int, int], None],
+    ) -> None:
         self.trainer, self.config, self.out, self.lock, self.dataset = trainer, config, out, lock, dataset
+        self.on_grid = on_grid
         self.saved_step = trainer.step if trainer.step else None
 
     def loop(
@@ -113,6 +120,8 @@ class _Run:
         stop_requested: Callable[[], bool],
     ) -> Path:
         trainer, loop = self.trainer, self.config.loop
+        if trainer.step and trainer.step % loop.sample_every == 0 and not self.grid_path.exists():
+            self.save_grid(stop_requested)  # the run was stopped while it was made
         for batch in loader.batches(trainer.position):
             try:
                 result = trainer.advance(batch)
@@ -121,13 +130,15 @@ class _Run:
             log.add(result, loop.batch_size)
             on_progress(Progress(trainer.step, loop.steps, result))
             done = trainer.step >= loop.steps
-            stopped = stop_requested() and not done
             # The grid first: a run killed between the two does this step again, and misses no grid.
             if done or trainer.step % loop.sample_every == 0:
-                self.save_grid()
+                with log.paused():
+                    self.save_grid(stop_requested)
+            stopped = stop_requested() and not done
             if done or stopped or trainer.step % loop.save_every == 0:
                 log.flush(loop.batch_size)
-                self.save()
+                with log.paused():
+                    self.save()
             if done:
                 break
             if stopped:
@@ -154,39 +165,33 @@ class _Run:
         self.saved_step = trainer.step
         checkpoint_format.retain(checkpoints, self.config.loop.keep)
 
-    def save_grid(self) -> None:
-        """Samples of the averaged weights from fixed seeds, to watch while training."""
+    @property
+    def grid_path(self) -> Path:
+        return self.out / "samples" / f"{checkpoint_format.step_name(self.trainer.step)}.png"
+
+    def save_grid(self, stop_requested: Callable[[], bool]) -> None:
+        """Samples of the averaged weights from fixed seeds, to watch while training; given up when asked to stop."""
         if not isinstance(self.trainer.model, DiffusionModel):
             return
-        path = self.out / "samples" / f"{checkpoint_format.step_name(self.trainer.step)}.png"
-        files.make_directory(path.parent)
-        images = preview(self.trainer.model, self.trainer.ema.weights)
+
+        def report(done: int, total: int) -> None:
+            self.on_grid(done, total)
+            if stop_requested():
+                raise StoppedError
+
+        try:
+            images = preview(self.trainer.model, self.trainer.ema.weights, on_progress=report)
+        except StoppedError:
+            return
+        self.lock.check()
+        files.make_directory(self.grid_path.parent)
         columns = int(len(images) ** 0.5)
-        save_png(path, grid(images, columns, scale=max(1, 32 // images.shape[1])))
+        save_png(self.grid_path, grid(images, columns, scale=max(1, 32 // images.shape[1])))
 
     def _last_good(self) -> str:
         if self.saved_step is None:
             return "No checkpoint was saved before."
         return f"The last checkpoint is step {self.saved_step}."
-
-
-@torch.no_grad()
-def preview(model: DiffusionModel, weights: Mapping[str, Tensor], num: int = 36, steps: int = 25) -> np.ndarray:
-    """uint8 (num, H, W, C): clipped DDIM samples of the model under other weights, labels in turn."""
-    shown = copy.copy(model)
-    shown._modules = dict(model._modules)
-    shown.network = copy.deepcopy(model.network)
-    shown.network.load_state_dict(dict(weights))
-    shown.eval()
-    shape = model.image_shape
-    assert shape is not None, "networks of a training config know their image shape"
-    classes = model.num_classes
-    cond = Condition() if classes is None else Condition(label=torch.arange(num) % classes)
-    T = model.schedule.num_timesteps
-    # About as many links as asked for; an integer stride, as guided DDIM wants them, exists for any T.
-    chain = Chain(model.schedule, range(0, T, max(1, T // steps)))
-    x = sample(guide(shown, Clip()), chain, DDIM(), SeededNoise(range(num)), (num, *shape), cond)
-    return to_uint8(x.cpu()).numpy()
 
 
 def new_model(
@@ -202,51 +207,6 @@ def new_model(
             model = NoisyClassifier(EncoderClassifier(config.network), schedule, config.time_scale)
     model.class_names = class_names if model.num_classes is not None else ()
     return model.to(device)
-
-
-def restore(trainer: Trainer, newest: Path, config: TrainConfig, dataset: Dataset) -> list[str]:
-    """Take up a checkpoint, if it belongs to this config and data; returns notes on what has changed."""
-    checkpoint = checkpoint_format.load(newest)
-    try:
-        before = parse_config(checkpoint.documents["config"], f"{shown_path(newest)}/config.json")
-    except UsageError as error:
-        raise DamagedError(str(error)) from error
-    if before.job != config.job:
-        raise UsageError(f"{shown_path(newest)} is a {before.job} run, not {config.job}. Choose another --out.")
-    changed = difference(before, config)
-    fixed = [f"{name}={one_line(old, 40)}, you asked for {one_line(new, 40)}" for name, old, new in changed
-             if name not in MAY_CHANGE]  # fmt: skip
-    if fixed:
-        raise UsageError(
-            f"this run was started with {fixed[0]}. Leave the option out to continue, or choose another --out."
-        )
-    state = checkpoint.documents["state"]
-    if state["data"] != dataset.fingerprint:
-        raise DataError(
-            f"{config.data.path}: the images are not those that this run was started with. "
-            "Bring the data back as they were, or choose another --out."
-        )
-    trainer.restore(checkpoint.tensors, state)
-    notes = [f"continuing from step {trainer.step}"]
-    notes += [f"{name}: {old} -> {new}" for name, old, new in changed]
-    if state["torch"] != torch.__version__:
-        notes.append(f"torch {state['torch']} -> {torch.__version__}: bit-equality with before is not promised")
-    return notes
-
-
-def read_config(run: Path) -> TrainConfig:
-    """The config of a run directory."""
-    path = run / "config.json"
-    return parse_config(files.read_json(path), shown_path(path))
-
-
-def parse_config(document: Any, where: str) -> TrainConfig:
-    job = document.get("job") if isinstance(document, Mapping) else None
-    if job not in ("diffusion", "classifier"):
-        raise UsageError(f"{where}: job is {one_line(job, 40)!r}: must be diffusion or classifier.")
-    if job == "diffusion":
-        return from_dict(DiffusionTraining, document, where)
-    return from_dict(ClassifierTraining, document, where)
 
 
 def make_loader(config: TrainConfig, dataset: Dataset) -> Loader:
@@ -277,23 +237,3 @@ def check_data(config: TrainConfig, dataset: Dataset) -> None:
         raise DataError(
             f"{config.data.path}: {len(dataset.class_names)} classes, but network.num_classes is {classes}. Raise it."
         )
-
-
-def refuse_foreign(out: Path) -> None:
-    """A run starts in a directory that is new, empty, or a run."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UsageError(f"{shown_path(out)} is a file. Choose another --out.")
-    names = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")}
-    if names and not (names & {"checkpoints", "log.jsonl"} or is_run_config(out / "config.json")):
-        raise UsageError(f"{shown_path(out)} is not empty and holds no run. Choose another --out.")
-
-
-def is_run_config(path: Path) -> bool:
-    """Whether the file is ours: other programs write a config.json too, which must not be overwritten."""
-    try:
-        document = files.read_json(path)
-    except AdmError:
-        return False
-    return isinstance(document, Mapping) and "job" in document

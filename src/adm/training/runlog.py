@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from adm.runtime import files
@@ -14,13 +15,20 @@ __all__ = ["RunLog", "read_log"]
 
 
 class RunLog:
-    """`log.jsonl` and TensorBoard events of a run directory. Values are means since the line before."""
+    """`log.jsonl` and TensorBoard events of a run directory. Values are means since the line before.
 
-    def __init__(self, directory: Path, start_step: int, log_every: int) -> None:
+    images_per_second counts the time of training alone: see `paused`. check: called before each line is written; raises
+    when the directory is no longer this process's.
+    """
+
+    def __init__(
+        self, directory: Path, start_step: int, log_every: int, check: Callable[[], None] = lambda: None
+    ) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.path = directory / "log.jsonl"
         self.log_every = log_every
+        self.check = check
         _forget_after(self.path, start_step)
         # Events after the step that a run continues from are hidden by TensorBoard, the lines are cut above.
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
@@ -43,11 +51,21 @@ class RunLog:
         line |= {name: sum(r.terms[name] for r in self._pending) / n for name in last.terms}
         line |= {"grad_norm": sum(r.grad_norm for r in self._pending) / n, "lr": last.lr}
         line |= {"images_per_second": n * num_images / max(elapsed, 1e-9)}
+        self.check()
         files.append_line(self.path, json.dumps(line))
         for name, value in line.items():
             if name != "step":
                 self._events.add_scalar(name, value, last.step)
         self._pending, self._since = [], time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the block no time passes for images_per_second."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - start
 
     def close(self) -> None:
         self._events.close()

@@ -1,0 +1,138 @@
+"""What a user says of a run, little or much, as the config of a new run or of one that continues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adm.checkpoints import format as checkpoint_format
+from adm.checkpoints.load import fingerprint, locate
+from adm.data import Dataset, open_dataset
+from adm.runtime import files
+from adm.runtime.config import assigned, override, settings
+from adm.runtime.errors import AdmError, DamagedError, UsageError
+from adm.runtime.text import one_line, shown_path
+from adm.training.config import TrainConfig, parse_config
+from adm.training.defaults import default_config, parse_size
+from adm.training.finetune import Source, check_source, finetune_config, open_source
+from adm.training.resume import MAY_CHANGE, read_config, refuse_changes
+
+__all__ = ["Plan", "Request", "plan"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; None and nothing are left to the run that is there, or to the defaults.
+
+    source: a model to begin with. image_size: "64" or "48x64" (height x width). settings: "dotted.name=value" of
+    anything else, which win over the other fields.
+    """
+
+    job: str
+    data: str
+    out: Path
+    source: str | None = None
+    steps: int | None = None
+    batch: int | None = None
+    image_size: str | None = None
+    seed: int | None = None
+    settings: tuple[str, ...] = ()
+
+    def assignments(self) -> tuple[str, ...]:
+        """All but source and image_size as settings."""
+        named = {"loop.steps": self.steps, "loop.batch_size": self.batch, "loop.seed": self.seed}
+        return (*(f"{name}={value}" for name, value in named.items() if value is not None), *self.settings)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What `train` takes."""
+
+    config: TrainConfig
+    dataset: Dataset
+    source: Source | None = None
+
+
+def plan(request: Request, on_images: Callable[[int, int], None] = lambda done, total: None) -> Plan:
+    """The config that a request amounts to, with the data, and the model to begin with, open.
+
+    A run that is there is continued as it was set up: what the request says otherwise is applied where a run may
+    change (MAY_CHANGE of `adm.training.resume`) and refused, all of it by name, where not. A new run begins with the
+    source's network or with the defaults for the data. on_images: called with (files looked at, in all). Raises
+    UsageError and DataError.
+    """
+    before = earlier_config(request.out)
+    if before is not None:
+        config = continued(request, before)
+        return Plan(config, open_dataset(request.data, channels=config.network.in_channels, progress=on_images))
+    if request.source is None:
+        dataset = open_dataset(request.data, progress=on_images)
+        config = default_config(request.job, request.data, dataset, parse_size(request.image_size))
+        return Plan(override(config, request.assignments()), dataset)
+    size = parse_size(request.image_size)
+    source = open_source(request.source, request.job)
+    if source.model.image_shape is not None and size not in (None, source.model.image_shape[1:]):
+        height, width = source.model.image_shape[1:]
+        raise UsageError(
+            f"--image-size {request.image_size}: {one_line(request.source, 60)} makes images of {height}x{width}. "
+            "Leave the option out: the data are scaled and cropped to it."
+        )
+    return plan_from(source, request, on_images)
+
+
+def plan_from(source: Source, request: Request, on_images: Callable[[int, int], None]) -> Plan:
+    """A new run that begins with the source's weights; the data follow its channels."""
+    shape = source.model.image_shape
+    assert shape is not None, "networks of a checkpoint know their image shape"
+    dataset = open_dataset(request.data, channels=shape[0], progress=on_images)
+    config = finetune_config(source, request.data, dataset)
+    given = assigned(config, request.assignments())
+    if source.model.schedule is None and "schedule.name" not in given:
+        raise UsageError(
+            f"{one_line(source.name, 60)} does not know its noise schedule. Say it: --set schedule.name=linear "
+            "(and --set schedule.num_timesteps=1000)."
+        )
+    config = override(config, request.assignments())
+    check_source(config, source)
+    return Plan(config, dataset, source)
+
+
+def earlier_config(out: Path) -> TrainConfig | None:
+    """The config of the run in `out`, if it has a checkpoint to continue from."""
+    if not checkpoint_format.steps(out / "checkpoints"):
+        return None
+    try:
+        return read_config(out)
+    except AdmError:  # each checkpoint has a copy
+        newest, _ = checkpoint_format.newest_intact(out / "checkpoints")
+    if newest is None:
+        return None
+    where = f"{shown_path(newest)}/config.json"
+    try:
+        return parse_config(files.read_json(newest / "config.json"), where)
+    except UsageError as error:
+        raise DamagedError(str(error)) from error
+
+
+def continued(request: Request, before: TrainConfig) -> TrainConfig:
+    """The run's own config with what the request may change; UsageError names all that it may not."""
+    if before.job != request.job:
+        raise UsageError(f"{shown_path(request.out)} is a {before.job} run, not {request.job}. Choose another --out.")
+    given = assigned(before, request.assignments())
+    size = parse_size(request.image_size)
+    if size not in (None, before.network.size):
+        given = {"network.image_size": request.image_size or ""} | given
+    now = settings(before)
+    changes = [(name, now[name], value) for name, value in given.items() if now[name] != value]
+    if request.source is not None and not is_source(request.source, before):
+        changes.insert(0, ("from", before.source or "none", request.source))
+    refuse_changes(change for change in changes if change[0] not in MAY_CHANGE)
+    return override(replace(before, data=replace(before.data, path=request.data)), request.assignments())
+
+
+def is_source(name: str, config: TrainConfig) -> bool:
+    """Whether the name means the model that the run began with, which need not be there any more."""
+    if config.source is None or name == config.source:
+        return name == config.source
+    return fingerprint(locate(name)) == config.source_sha256

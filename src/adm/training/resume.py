@@ -1,0 +1,97 @@
+"""What a run directory holds already: whether it may be written to, and whether what is asked for continues it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adm.checkpoints import format as checkpoint_format
+from adm.data import Dataset
+from adm.runtime import files
+from adm.runtime.config import difference
+from adm.runtime.errors import AdmError, DamagedError, DataError, UsageError
+from adm.runtime.text import one_line, shown_path
+from adm.training.config import TrainConfig, parse_config
+from adm.training.trainer import Trainer
+
+__all__ = ["MAY_CHANGE", "read_config", "refuse_changes", "refuse_foreign", "restore"]
+
+MAY_CHANGE = {
+    "data.path",  # the images themselves are recognised by their fingerprint
+    "data.workers",
+    "loop.keep",
+    "loop.log_every",
+    "loop.microbatch",
+    "loop.sample_every",
+    "loop.save_every",
+    "loop.steps",
+    "optimizer.lr",
+    "source",  # it is recognised by source_sha256
+}
+"""What a continued run may be given anew; everything else defines the run."""
+
+
+def restore(trainer: Trainer, newest: Path, config: TrainConfig, dataset: Dataset) -> list[str]:
+    """Take up a checkpoint, if it belongs to this config and data; returns notes on what has changed."""
+    checkpoint = checkpoint_format.load(newest)
+    try:
+        before = parse_config(checkpoint.documents["config"], f"{shown_path(newest)}/config.json")
+    except UsageError as error:
+        raise DamagedError(str(error)) from error
+    if before.job != config.job:
+        raise UsageError(f"{shown_path(newest)} is a {before.job} run, not {config.job}. Choose another --out.")
+    changed = difference(before, config)
+    refuse_changes((name, old, new) for name, old, new in changed if name not in MAY_CHANGE)
+    state = checkpoint.documents["state"]
+    if state["data"] != dataset.fingerprint:
+        raise DataError(
+            f"{config.data.path}: the images are not those that this run was started with. "
+            "Bring the data back as they were, or choose another --out."
+        )
+    trainer.restore(checkpoint.tensors, state)
+    notes = [f"continuing from step {trainer.step}"]
+    notes += [f"{name}: {old} -> {new}" for name, old, new in changed]
+    if state["torch"] != torch.__version__:
+        notes.append(f"torch {state['torch']} -> {torch.__version__}: bit-equality with before is not promised")
+    return notes
+
+
+def refuse_changes(changes: Iterable[tuple[str, Any, Any]]) -> None:
+    """UsageError that lists (name, as it is, as it was asked for) of what a continued run cannot change."""
+    fixed = [f"{name}={one_line(old, 40)}, you asked for {one_line(new, 40)}" for name, old, new in changes]
+    if not fixed:
+        return
+    what = "the option" if len(fixed) == 1 else "these options"
+    raise UsageError(
+        f"this run was started with {one_line('; '.join(fixed), 420)}. "
+        f"Leave {what} out to continue, or choose another --out."
+    )
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The config of a run directory."""
+    path = run / "config.json"
+    return parse_config(files.read_json(path), shown_path(path))
+
+
+def refuse_foreign(out: Path) -> None:
+    """A run starts in a directory that is new, empty, or a run."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"{shown_path(out)} is a file. Choose another --out.")
+    names = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")}
+    if names and not (names & {"checkpoints", "log.jsonl"} or is_run_config(out / "config.json")):
+        raise UsageError(f"{shown_path(out)} is not empty and holds no run. Choose another --out.")
+
+
+def is_run_config(path: Path) -> bool:
+    """Whether the file is ours: other programs write a config.json too, which must not be overwritten."""
+    try:
+        document = files.read_json(path)
+    except AdmError:
+        return False
+    return isinstance(document, Mapping) and "job" in document
