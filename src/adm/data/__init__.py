@@ -1,6 +1,7 @@
 """Images and labels: ADM's crops, batches as a function of (seed, position), and a file for each data set."""
 
 from adm.data._dataset import Dataset, open_dataset
+from adm.data._image_source import ImageSource, open_images, subset
 from adm.data._images import (
     center_crop,
     decode,
@@ -12,21 +13,29 @@ from adm.data._images import (
     to_uint8,
 )
 from adm.data._loader import Batch, Loader
+from adm.data._npz_writer import NpzWriter, write_reference
 from adm.data._sample_set import SampleSet, write_npz
+from adm.data._statistics import stored_statistics
 
 __all__ = [
     "Batch",
     "Dataset",
+    "ImageSource",
     "Loader",
+    "NpzWriter",
     "SampleSet",
     "center_crop",
     "decode",
     "grid",
     "open_dataset",
+    "open_images",
     "png_bytes",
     "random_crop",
     "save_png",
+    "stored_statistics",
+    "subset",
     "to_model_range",
     "to_uint8",
     "write_npz",
+    "write_reference",
 ]

@@ -17,7 +17,8 @@ import io
 import math
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -83,10 +84,20 @@ def decode(source: Source, channels: int | None = None) -> Pixels:
 
 
 def open_image(source: Source) -> Image.Image:
-    """The upright image in the mode in which it is stored, fully decoded. Raises Unreadable or NotAnImage.
+    """The upright image in the mode in which it is stored, fully decoded. Raises Unreadable or NotAnImage."""
+    with opened(source) as image:
+        try:
+            image.load()
+            return _upright(image)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+            raise Unreadable(_reason(error)) from None
 
-    Size and aspect are checked in the header, before anything is decoded; only regular files are opened.
-    """
+
+@contextmanager
+def opened(source: Source) -> Iterator[Image.Image]:
+    """The image before it is decoded, its size and aspect checked; only regular files are opened."""
     with _open_source(source) as file:
         try:
             image = Image.open(file, formats=FORMATS)
@@ -98,13 +109,7 @@ def open_image(source: Source) -> Image.Image:
             raise NotAnImage(_reason(error)) from None
         with image:
             _check_header(image)
-            try:
-                image.load()
-                return _upright(image)
-            except MemoryError:
-                raise
-            except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-                raise Unreadable(_reason(error)) from None
+            yield image
 
 
 def is_grey(image: Image.Image) -> bool:

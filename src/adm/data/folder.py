@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adm.data import _images
+from adm.data._listing import (
+    IMAGE_SUFFIXES,
+    check_link,
+    class_names,
+    list_files,
+    mixed_layout,
+    nfc,
+    no_images,
+    unreadable,
+)
 from adm.runtime.errors import DataError, UsageError
 from adm.runtime.text import one_line, shown_path
 
@@ -22,8 +31,6 @@ __all__ = ["Folder"]
 
 Progress = Callable[[int, int], None]
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp"}
-NEVER_READ = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 SCAN_THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -49,19 +56,19 @@ class Folder:
         if channels not in (None, 1, 3):
             raise UsageError(f"channels {channels}: image files give 1 (grey) or 3 (RGB)")
         self.root = Path(path)
-        listing = _list(self.root)
-        self.class_names = _class_names(self.root, listing.classes)
+        listing = list_files(self.root)
+        self.class_names = class_names(self.root, listing.classes)
         top = _scan(self.root, listing.top, None if self.class_names else progress)
         if self.class_names and (top.images or top.bad):
-            raise DataError(_mixed_layout(self.root, [*top.images, *top.bad], self.class_names))
+            raise DataError(mixed_layout(self.root, [*top.images, *top.bad], self.class_names))
         scan = _scan(self.root, listing.below, progress) if self.class_names else top
         if scan.bad:
-            raise DataError(_unreadable(self.root, scan))
+            raise DataError(unreadable(self.root, scan.bad, len(scan.images)))
         if not scan.images:
-            raise DataError(_no_images(self.root, len(scan.others)))
+            raise DataError(no_images(self.root, len(scan.others)))
 
         label_of = {name: k for k, name in enumerate(self.class_names)}
-        labelled = sorted((label_of.get(_nfc(p.split("/", 1)[0]), -1), _nfc(p), p) for p in scan.images)
+        labelled = sorted((label_of.get(nfc(p.split("/", 1)[0]), -1), nfc(p), p) for p in scan.images)
         self.paths = tuple(path for _, _, path in labelled)
         self.labels = np.array([label for label, _, _ in labelled], np.int64)
         self.sizes = np.array([scan.images[path].num_bytes for path in self.paths], np.int64)
@@ -97,7 +104,7 @@ class Folder:
         for name in self.class_names:
             digest.update(f"{name}\0".encode())
         for path, size in zip(self.paths, self.sizes, strict=True):
-            digest.update(f"{_nfc(path)}\0{size}\0".encode(errors="surrogateescape"))
+            digest.update(f"{nfc(path)}\0{size}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def _notes(self, others: list[str], num_wide: int) -> Iterator[str]:
@@ -116,16 +123,6 @@ class Folder:
             yield f"{num_wide} images of 16-bit grey, scaled to 8 bits (v / 257)"
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """What lies in the folder, as paths relative to it with "/": nothing opened yet."""
-
-    top: list[str] = field(default_factory=list)
-    below: list[str] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
-    hidden: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Found:
     num_bytes: int
@@ -138,58 +135,6 @@ class _Scan:
     images: dict[str, _Found] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
-
-
-def _list(root: Path) -> _Listing:
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise DataError(f"data {shown_path(root)!r} {what}: give a folder of images")
-    top: list[str] = []
-    below: list[str] = []
-    classes: list[str] = []
-    hidden = 0
-    for here, folders, names in os.walk(root, onerror=_unlistable):
-        at_top = Path(here) == root
-        # A link to a folder goes with the files and is refused there: it may lead outside or in a circle.
-        links = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        visible = [name for name in folders if name not in links and not _is_hidden(name)]
-        found = [name for name in [*names, *links] if not _is_hidden(name)]
-        hidden += len(folders) + len(names) - len(visible) - len(found)
-        folders[:] = visible
-        prefix = "" if at_top else Path(here).relative_to(root).as_posix() + "/"
-        (top if at_top else below).extend(prefix + name for name in found)
-        if at_top:
-            classes = visible
-    return _Listing(top, below, classes, hidden)
-
-
-def _unlistable(error: OSError) -> None:
-    why = (error.strerror or str(error)).lower()
-    raise DataError(f"folder {shown_path(error.filename)!r} cannot be listed ({why}): allow reading it")
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in NEVER_READ
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
-def _class_names(root: Path, folders: list[str]) -> tuple[str, ...]:
-    by_name: dict[str, str] = {}
-    for folder in sorted(folders):
-        try:
-            folder.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"class folder {folder!a} in {_named(root)} is not named in UTF-8: rename it") from None
-        other = by_name.setdefault(_nfc(folder), folder)
-        if other != folder:
-            raise DataError(
-                f"class folders {other!a} and {folder!a} in {_named(root)} are the same name in "
-                "Unicode NFC: rename or merge them"
-            )
-    return tuple(sorted(by_name))
 
 
 def _scan(root: Path, paths: list[str], progress: Progress | None) -> _Scan:
@@ -220,51 +165,10 @@ def _look_at(root: Path, real_root: Path, relative: str) -> _Found | str | None:
     path = root / relative
     try:
         if path.is_symlink():
-            _check_link(path, real_root)
+            check_link(path, real_root)
         image = _images.open_image(path)
         return _Found(path.stat().st_size, _images.is_grey(image), _images.is_wide(image))
     except _images.NotAnImage as error:
         return str(error) if path.suffix.lower() in IMAGE_SUFFIXES else None
     except (_images.Unreadable, OSError) as error:
         return str(error)
-
-
-def _check_link(path: Path, real_root: Path) -> None:
-    if path.is_dir():
-        raise _images.Unreadable("a link to a folder")
-    if not path.exists():
-        raise _images.NotAnImage("a link that leads nowhere")
-    if not path.resolve().is_relative_to(real_root):
-        raise _images.NotAnImage("a link that leads outside")
-
-
-def _mixed_layout(root: Path, loose: list[str], class_names: tuple[str, ...]) -> str:
-    return (
-        f"data {_named(root)} has images at its top ({_first(loose)}) beside class folders "
-        f"({_first(class_names)}): put every image into a class folder, or all into one folder without any"
-    )
-
-
-def _unreadable(root: Path, scan: _Scan) -> str:
-    bad = sorted(scan.bad.items())
-    named = "; ".join(f"{one_line(path, 32)!r} ({one_line(why, 40)})" for path, why in bad[:2])
-    more = f" and {len(bad) - 2} more" if len(bad) > 2 else ""
-    images = "image" if len(bad) == 1 else "images"
-    return (
-        f"{len(bad)} unreadable {images} of {len(bad) + len(scan.images)} in {_named(root)}: {named}{more}: "
-        "repair or remove"
-    )
-
-
-def _no_images(root: Path, num_others: int) -> str:
-    others = f", only {num_others} other files" if num_others else ""
-    return f"no images in {_named(root)}{others}: give a folder with PNG, JPEG, WEBP or BMP files"
-
-
-def _named(root: Path) -> str:
-    return repr(one_line(shown_path(root), 70))
-
-
-def _first(names: list[str] | tuple[str, ...]) -> str:
-    shown = ", ".join(repr(one_line(name, 30)) for name in sorted(names)[:2])
-    return f"{shown}, ... {len(names)} in all" if len(names) > 2 else shown

@@ -1,0 +1,107 @@
+"""A first look at every file: which are images, of what size, and whether they are whole; nothing is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from adm.data import _images
+from adm.data._file_tree import FileTree, Read
+from adm.data._images import NotAnImage, Unreadable
+from adm.data._listing import IMAGE_SUFFIXES, no_images, unreadable
+from adm.runtime.errors import DamagedError, DataError
+from adm.runtime.text import one_line
+
+__all__ = ["THREADS", "Found", "scan"]
+
+THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the bytes and the header of an image file say; `size` is (H, W), upright."""
+
+    format: str
+    size: tuple[int, int]
+    grey: bool
+    wide: bool
+    sha256: bytes
+
+
+def scan(tree: FileTree, read: Read, progress: Callable[[int, int], None] | None) -> dict[str, Found]:
+    """The images among the files, by name. Raises DataError when one of them is bad, or when there are none."""
+    names = tree.listing.top + tree.listing.below
+    found: dict[str, Found] = {}
+    bad: dict[str, str] = {}
+    slice_length = 64 * THREADS
+    # What Pillow remarks on odd files is either in the verdict or of no account.
+    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS, "adm-scan") as pool:
+        warnings.simplefilter("ignore")
+        for start in range(0, len(names), slice_length):
+            part = names[start : start + slice_length]
+            for name, verdict in zip(part, pool.map(lambda name: _look_at(read, name), part), strict=True):
+                if isinstance(verdict, Found):
+                    found[name] = verdict
+                elif verdict is not None:
+                    bad[name] = verdict
+            if progress is not None:
+                progress(start + len(part), len(names))
+    if bad:
+        raise DataError(unreadable(tree.path, bad, len(found)))
+    if not found:
+        raise DataError(no_images(tree.path, len(names)))
+    return found
+
+
+def _look_at(read: Read, name: str) -> Found | str | None:
+    """What the file is: an image, the reason why it is a bad one, or None if it is something else."""
+    try:
+        data = read(name)
+        with _images.opened(data) as image:
+            if image.format == "PNG":
+                _check_png(data)
+            grey, wide = _images.is_grey(image), _images.is_wide(image)
+            return Found(str(image.format), _upright_size(image), grey, wide, hashlib.sha256(data).digest())
+    except NotAnImage as error:
+        return str(error) if Path(name).suffix.lower() in IMAGE_SUFFIXES else None
+    except Unreadable as error:
+        return str(error)
+    except DamagedError:  # of the archive, not of the image alone
+        raise
+    except Exception as error:  # a palette is decoded to see whether it is grey
+        return one_line(str(error) or type(error).__name__, 60)
+
+
+def _check_png(data: bytes) -> None:
+    """The checksum of every chunk, without inflating anything: a truncated or altered file is seen."""
+    at, view = 8, memoryview(data)
+    while at + 12 <= len(data):
+        stop = at + 8 + int.from_bytes(view[at : at + 4], "big")
+        if stop + 4 > len(data):
+            break
+        if zlib.crc32(view[at + 4 : stop]) != int.from_bytes(view[stop : stop + 4], "big"):
+            raise Unreadable("a checksum in it does not match")
+        if view[at + 4 : at + 8] == b"IEND":
+            return
+        at = stop + 4
+    raise Unreadable("truncated")
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(H, W) after turning, as far as the header says."""
+    width, height = image.size
+    turned = 1
+    if image.format != "PNG" or "exif" in image.info:  # else Pillow decodes the image to look behind it
+        try:
+            turned = image.getexif().get(0x0112, 1)
+        except Exception:  # damaged EXIF: the pixels are still good
+            turned = 1
+    return (width, height) if turned in (5, 6, 7, 8) else (height, width)
