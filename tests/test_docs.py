@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ from adm.cli.main import commands, main
 from adm.nn import ClassifierConfig, EncoderClassifier, UNet, UNetConfig
 from adm.runtime import lookup
 from adm.runtime.config import override
+from adm.studies.choices import choose
+from adm.studies.named_models import named_preset
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -104,10 +107,12 @@ def save_models_of_the_readme() -> None:
     """Stand-ins for what the commands before the README's Python block train, as small as can be."""
     trunk: dict[str, Any] = {"image_size": 32, "model_channels": 2, "channel_mult": (1, 1, 1), "num_res_blocks": 1}
     trunk |= {"attention_resolutions": (), "num_heads": 1}
-    unet = UNet(UNetConfig(out_channels=6, num_classes=3, **trunk))
-    classifier = EncoderClassifier(ClassifierConfig(num_classes=3, num_head_channels=None, pool="adaptive", **trunk))
+    unet = UNet(UNetConfig(out_channels=6, num_classes=2, **trunk))
+    classifier = EncoderClassifier(ClassifierConfig(num_classes=2, num_head_channels=None, pool="adaptive", **trunk))
     schedule = adm.cosine(1000)
-    save_model(adm.DiffusionModel(unet, schedule), "runs/photos")
+    model = adm.DiffusionModel(unet, schedule)
+    model.class_names = ("cat", "dog")
+    save_model(model, "runs/photos")
     save_model(adm.NoisyClassifier(classifier, schedule), "runs/clf")
 
 
@@ -142,8 +147,8 @@ def check_parsed(name: str, parsed: Any) -> None:
         override(settings_of(name), parsed.set)
     if hasattr(parsed, "sampler"):
         lookup.build("sampling", parsed.sampler)
-    for spec in getattr(parsed, "guidance", ()):
-        lookup.build("guidance", spec, resolve=lambda annotation, text: object())
+    for spec in choose(named_preset(parsed.model), "", "ddpm", 1, parsed.guidance).guidance if name == "sample" else ():
+        lookup.build("guidance", spec, resolve=lambda annotation, text: Mock())
 
 
 def settings_of(command: str) -> Any:

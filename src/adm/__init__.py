@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from adm.guidance.classifier import ClassifierGuidance
     from adm.guidance.clip import Clip
     from adm.metrics import Features, Metric, Statistics
+    from adm.metrics._evaluator import Evaluator
     from adm.sampling import Noise, RecordedNoise, Sampler, SeededNoise, State, sample
     from adm.sampling.ddim import DDIM
     from adm.sampling.ddpm import DDPM
+    from adm.studies.evaluation import evaluate
     from adm.studies.generate import generate
     from adm.training.objectives import Objective
 
@@ -33,6 +35,7 @@ _HOMES = {
     "Condition": "adm.diffusion.condition",
     "Denoiser": "adm.diffusion.model",
     "DiffusionModel": "adm.diffusion.model",
+    "Evaluator": "adm.metrics._evaluator",
     "Features": "adm.metrics",
     "Guidance": "adm.guidance",
     "Link": "adm.diffusion.chain",
@@ -50,6 +53,7 @@ _HOMES = {
     "Statistics": "adm.metrics",
     "convert": "adm.checkpoints.convert",
     "cosine": "adm.diffusion.schedule",
+    "evaluate": "adm.studies.evaluation",
     "generate": "adm.studies.generate",
     "guide": "adm.guidance",
     "linear": "adm.diffusion.schedule",
@@ -71,6 +75,7 @@ __all__ = [
     "Condition",
     "Denoiser",
     "DiffusionModel",
+    "Evaluator",
     "Features",
     "Guidance",
     "Link",
@@ -88,6 +93,7 @@ __all__ = [
     "Statistics",
     "convert",
     "cosine",
+    "evaluate",
     "generate",
     "guide",
     "linear",

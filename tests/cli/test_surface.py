@@ -7,11 +7,22 @@ import pytest
 
 from adm.cli.main import commands
 
-TRAIN = ["--data", "--out", "--steps", "--batch", "--image-size", "--seed", "--device", "--set"]
+TRAIN = ["--data", "--out", "--from", "--steps", "--batch", "--image-size", "--seed", "--device", "--set"]
 FLAGS = {
-    "convert": ["SRC", "DST", "--flags"],
+    "convert": ["SRC", "DST", "--flags", "--like", "--to", "--weights"],
     "demo": ["--out", "--device", "--set"],
+    "evaluate": [
+        *("REF", "SAMPLES", "--metrics", "--only", "--error-bars", "--weights", "--allow-other-weights", "--num"),
+        *("--out", "--inception-precision", "--compile", "--batch", "--no-cache", "--selftest", "--device"),
+    ],
     "likelihood": ["MODEL", "DATA", "--num", "--steps", "--batch", "--out", "--seed", "--device"],
+    "models get": ["NAME", "--mirror"],
+    "models info": ["NAME"],
+    "models list": [],
+    "reference": [
+        *("DATA", "OUT.npz", "--size", "--num", "--seed", "--no-statistics", "--weights", "--allow-other-weights"),
+        *("--batch", "--device"),
+    ],
     "sample": [
         *("MODEL", "--out", "--num", "--labels", "--steps", "--sampler", "--guidance"),
         *("--seed", "--device", "--set"),
@@ -22,7 +33,16 @@ FLAGS = {
 }
 DEFAULTS = {
     "demo": {"out": "demo"},
-    "sample": {"num": None, "labels": None, "steps": 250, "sampler": "ddpm", "guidance": (), "seed": 0},
+    "evaluate": {
+        "metrics": (),
+        "only": False,
+        "weights": None,
+        "allow_other_weights": False,
+        "num": None,
+        "batch": 128,
+    },
+    "sample": {"num": None, "labels": None, "steps": None, "sampler": "ddpm", "guidance": (), "seed": 0},
+    "reference": {"size": None, "num": 10_000, "seed": 0, "statistics": True, "weights": None},
     "likelihood": {"num": None, "steps": None, "batch": 64, "out": None, "seed": 0},
 }
 

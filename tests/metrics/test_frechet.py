@@ -6,9 +6,9 @@ import scipy.linalg
 import torch
 
 from adm.metrics._features import Features, Statistics
-from adm.metrics._frechet import frechet_distance
+from adm.metrics._frechet import frechet_distance, trace_of_root
 from adm.metrics.frechet import FrechetDistance
-from adm.runtime.errors import UsageError
+from adm.runtime.errors import DataError, UsageError
 
 
 def gaussian(mean: np.ndarray, cov: np.ndarray, extractor: str = "test") -> Statistics:
@@ -69,6 +69,46 @@ def test_a_set_is_at_distance_zero_from_itself_also_without_full_rank(n):
     assert frechet_distance(statistics, statistics) <= 1e-11 * float(statistics.cov.trace())
 
 
+def ill_conditioned(seed: int, dim: int, smallest: float) -> np.ndarray:
+    """Eigenvalues from 1 down to ``smallest`` about a random basis."""
+    basis = scipy.linalg.qr(np.random.RandomState(seed).standard_normal((dim, dim)))[0]
+    return basis * np.geomspace(1, smallest, dim) @ basis.T
+
+
+@pytest.mark.parametrize("smallest", [1e-2, 1e-6, 1e-10, 1e-14])
+def test_both_routes_to_the_trace_agree(smallest):
+    # Singular values, which tolerance 0 takes, lose nothing; roots of eigenvalues are taken where they lose little.
+    a, b = (torch.from_numpy(ill_conditioned(seed, 60, smallest)) for seed in (1, 2))
+    assert float(trace_of_root(a, b)) == pytest.approx(float(trace_of_root(a, b, tolerance=0)), rel=2e-9)
+
+
+@pytest.mark.parametrize("smallest", [1e-2, 1e-6, 1e-10, 1e-14])
+def test_the_trace_is_that_of_exact_roots_whatever_the_condition(smallest):
+    # A = Q diag(d) Q^T and B = Q diag(e) Q^T commute: the trace is sum sqrt(d e).
+    basis = scipy.linalg.qr(np.random.RandomState(3).standard_normal((60, 60)))[0]
+    d, e = np.geomspace(1, smallest, 60), np.geomspace(2, smallest * 3, 60)[::-1]
+    a, b = (torch.from_numpy(basis * x @ basis.T) for x in (d, e))
+    assert float(trace_of_root(a, b)) == pytest.approx(np.sqrt(d * e).sum(), abs=1e-9 * (d + e).sum())
+    assert float(trace_of_root(a, a)) == pytest.approx(d.sum(), rel=1e-8)
+
+
+@pytest.mark.parametrize("full", [(True, False), (False, True), (False, False)])
+def test_lacking_rank_on_either_side_agrees_with_the_closed_form(full):
+    # u u^T against the identity or v v^T: tr (u u^T)^(1/2) = |u|, and tr (u u^T v v^T)^(1/2) = |u.v|.
+    u, v = np.random.RandomState(5).standard_normal((2, 300))
+    matrix = {True: lambda x: np.eye(300), False: lambda x: np.outer(x, x)}
+    expected = abs(u @ v) if full == (False, False) else np.linalg.norm(v if full[0] else u)
+    a, b = (torch.from_numpy(matrix[f](x)) for f, x in zip(full, (u, v), strict=True))
+    assert float(trace_of_root(a, b)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_matrix_with_negative_variances_is_no_covariance():
+    with pytest.raises(DataError, match="negative variances"):
+        frechet_distance(gaussian([0, 0], [[1.0, 2.0], [2.0, 1.0]]), gaussian([0, 0], np.eye(2)))
+    rounded = np.diag([1.0, 1e-9]) + np.diag([0, -2e-9])
+    assert frechet_distance(gaussian([0, 0], rounded), gaussian([0, 0], np.eye(2))) == pytest.approx(1, abs=1e-6)
+
+
 def test_a_rotation_within_lacking_rank_is_seen_exactly():
     # Two orthogonal lines in 300 dimensions: nothing is shared, the distance is the sum of the variances.
     a, b = np.zeros((300, 300)), np.zeros((300, 300))
@@ -100,3 +140,15 @@ def test_one_image_and_other_extractors_are_refused():
         FrechetDistance()(one, recorded_features(2, 70, 20))
     with pytest.raises(UsageError, match="same one"):
         frechet_distance(gaussian([0.0], [[1.0]]), gaussian([0.0], [[1.0]], "other"))
+
+
+@pytest.mark.parametrize("n", [2, 50])
+def test_a_set_without_variance_is_a_point(n: int) -> None:
+    """|mu - p|^2 + tr B, whichever side the point is on."""
+    rows = np.random.default_rng(0).standard_normal((200, 5))
+    point = Features(torch.full((n, 5), 3.0, dtype=torch.float64), "f").statistics()
+    cloud = Features(torch.from_numpy(rows), "f").statistics()
+    expected = ((rows.mean(0) - 3) ** 2).sum() + np.cov(rows, rowvar=False).trace()
+    assert frechet_distance(point, cloud) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(cloud, point) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(point, point) == 0

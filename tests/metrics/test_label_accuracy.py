@@ -21,3 +21,8 @@ def test_three_of_four():
 def test_what_was_not_asked_or_not_read_cannot_be_right(asked, read):
     with pytest.raises(UsageError, match="label"):
         LabelAccuracy()(judged(asked, read))
+
+
+def test_each_class_by_itself():
+    scores = LabelAccuracy(per_class=True)(judged([0, 0, 2, 2], [0, 1, 2, 2]))
+    assert scores == {"label_accuracy": 0.75, "label_accuracy_0": 0.5, "label_accuracy_2": 1.0}

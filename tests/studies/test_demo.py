@@ -30,7 +30,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def bare(monkeypatch):
     """Without the pictures, which are most of the time and none of the results here."""
-    monkeypatch.setattr(run, "preview", lambda *_: np.zeros((36, 8, 8, 1), np.uint8))
+    monkeypatch.setattr(run, "preview", lambda *_, **__: np.zeros((36, 8, 8, 1), np.uint8))
     monkeypatch.setattr(demo, "write_demo_report", lambda out, *_: (out / "report.html", ""))
 
 

@@ -303,7 +303,7 @@ def _measure(
 
 
 def _compare(sample: Features, reference: Features) -> dict[str, float]:
-    return FrechetDistance()(sample, reference) | PrecisionRecall()(sample, reference)
+    return FrechetDistance()(sample, reference) | PrecisionRecall(precision="fp32")(sample, reference)
 
 
 def _real(judge: CleanClassifier, train_set: Digits, held_out: Digits, num: int) -> dict[str, dict[str, float]]:

@@ -1,0 +1,92 @@
+"""What keeps the numbers of an evaluation from being compared with published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adm.data import ImageSource
+from adm.metrics._evaluator import Evaluator
+
+__all__ = ["doubts"]
+
+ENOUGH = 10_000
+SPLIT_SIZE = 5000
+
+
+def doubts(evaluator: Evaluator, samples: ImageSource, num: int) -> list[str]:
+    """What keeps these numbers from being compared with published ones."""
+    reference = evaluator.reference.source
+    found = []
+    if num < ENOUGH:
+        found.append(
+            f"{num:,} samples: FID, sFID and Inception Score depend on the number, and papers use 50,000. "
+            "Compare only equal numbers of images"
+        )
+    if reference is not None and evaluator.uses_reference_images() and reference.num < ENOUGH:
+        known = (
+            " (the published 512-pixel reference has 1,000)"
+            if (reference.num, reference.shape[0]) == (1000, 512)
+            else ""
+        )
+        found.append(
+            f"{reference.num:,} reference images{known}: precision and recall depend on the number, "
+            "and papers up to 256 pixels use 10,000"
+        )
+    if reference is not None and reference.shape != samples.shape:
+        found.append(
+            f"samples are {_size(samples)}, the reference {_size(reference)}: features see the difference in size"
+        )
+    for name, source in (("samples", samples), ("reference", reference)):
+        if source is not None:
+            found += _doubts_of_pixels(name, source.conditions)
+    if samples.labels is not None:
+        found += _doubts_of_labels(np.asarray(samples.labels[:num]))
+    request = samples.conditions.get("request")
+    if isinstance(request, Mapping) and request.get("weights") == "model":
+        found.append("the samples were made with the weights of the last step, not the averaged ones (EMA)")
+    if evaluator.inception is not None and "@" in evaluator.inception.name and evaluator.reference.stored:
+        found.append(
+            "the reference stores statistics of the released Inception weights, and these are others: "
+            "the two sides compare only if the stored ones were made with the same"
+        )
+    return found
+
+
+def _size(source: ImageSource) -> str:
+    height, width, channels = source.shape
+    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
+
+
+def _doubts_of_pixels(name: str, conditions: Mapping[str, Any]) -> list[str]:
+    found = []
+    formats = conditions.get("formats")
+    if isinstance(formats, Mapping) and formats.get("JPEG"):
+        found.append(
+            f"{formats['JPEG']:,} images of the {name} are JPEG: its artefacts move FID, in one report from 2.5 to 5.8"
+        )
+    if conditions.get("looks_like_float"):
+        found.append(f"no value of the {name} is above 1: they look like images in [0, 1] that were cast to uint8")
+    return found
+
+
+def _doubts_of_labels(labels: np.ndarray) -> list[str]:
+    labels = labels[labels >= 0]
+    if len(labels) == 0:
+        return []
+    counts = np.bincount(labels)
+    mean = len(labels) / len(counts)
+    # Labels drawn at random are within some 4 standard deviations of equal counts; more is no accident.
+    if len(counts) > 1 and np.abs(counts - mean).max() > 4 * np.sqrt(mean) + 1:
+        return [
+            f"labels are skewed: classes have {counts.min():,} to {counts.max():,} samples. "
+            "FID against a balanced reference counts that as an error of the model"
+        ]
+    if len(labels) > SPLIT_SIZE and len(counts) > 1 and (np.diff(labels) >= 0).all():
+        return [
+            f"the samples are sorted by class: Inception Score, the mean over splits of {SPLIT_SIZE:,} in their order, "
+            "is lower than for shuffled ones"
+        ]
+    return []

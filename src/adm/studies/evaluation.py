@@ -1,0 +1,161 @@
+"""A set of samples against a reference, with all conditions of the numbers: what `adm evaluate` does."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adm.data import ImageSource, open_images
+from adm.metrics import Metric
+from adm.metrics._evaluator import BATCH_SIZE, DEFAULT_METRICS, Evaluator, Progress, Scores
+from adm.metrics._feature_cache import FeatureCache
+from adm.metrics._reference import source_conditions
+from adm.metrics.label_accuracy import LabelAccuracy
+from adm.runtime.distributed import World
+from adm.runtime.errors import DataError, UsageError
+from adm.runtime.text import split_list
+from adm.runtime.version import version
+from adm.studies._doubts import doubts
+from adm.studies._nearest_picture import nearest_picture
+
+__all__ = ["evaluate", "metric_specs", "reference_statistics", "score_lines"]
+
+ORIGINAL_ORDER = {
+    "inception_score": "Inception Score",
+    "fid": "FID",
+    "sfid": "sFID",
+    "precision": "Precision",
+    "recall": "Recall",
+}
+"""Names and order in which the original program prints its five numbers."""
+
+
+def evaluate(
+    reference: str | Path | ImageSource,
+    samples: str | Path | ImageSource,
+    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
+    *,
+    weights: str | Path | None = None,
+    allow_other_weights: bool = False,
+    num: int | None = None,
+    precision: str = "float32",
+    compile: bool = False,
+    batch_size: int = BATCH_SIZE,
+    device: str | torch.device = "cpu",
+    error_bars: bool = False,
+    on_progress: Progress = lambda what, done, total, note: None,
+    world: World = World(),
+    cache: str | Path | None = None,
+) -> Scores:
+    """{"fid", "sfid", "inception_score", "precision", "recall"} of samples against a reference, as the original
+    evaluator computes them; `.conditions` holds what the numbers depend on, `.notes` what makes them doubtful.
+
+    reference, samples: .npz in OpenAI's layout, a folder or zip of images, a sample set; a reference may hold
+    statistics. metrics: these instead of the default ones, names or specs of files of adm/metrics. weights: of the
+    Inception network, a path, or None for $ADM_INCEPTION_WEIGHTS or the cache; under weights of another hash than
+    the released one, which `allow_other_weights` lets pass, every key ends in "@" and the hash's first 8 digits.
+    num: only the first so many samples. precision: float32 or bfloat16, of the Inception network. cache: a directory
+    that keeps features, so that an interrupted call goes on where it was. error_bars: adds "<name>_error", a standard
+    error by the jackknife over 20 blocks of samples. Raises UsageError
+    before any work when weights are missing, DataError and DamagedError for files that cannot be used.
+    """
+    evaluator = Evaluator(
+        reference,
+        metrics,
+        weights=weights,
+        allow_other_weights=allow_other_weights,
+        precision=precision,
+        compile=compile,
+        batch_size=batch_size,
+        device=device,
+        on_progress=on_progress,
+        error_bars=error_bars,
+        world=world,
+        cache=None if cache is None else FeatureCache(Path(cache)),
+    )
+    source = open_images(samples) if isinstance(samples, str | Path) else samples
+    count = source.num if num is None else num
+    if not 0 < count <= source.num:
+        raise DataError(
+            f"{source.name} holds {source.num:,} images, {count:,} were asked for. Make more, or ask for fewer."
+        )
+    if source.labels is None and any(isinstance(m, LabelAccuracy) for m in evaluator.metrics.values()):
+        raise DataError(f"{source.name} holds no labels, which label_accuracy needs. Give arr_1, or a labels.csv.")
+    evaluator.prepare_reference()
+    evaluator.consume(source, count)
+    scores = evaluator.compute()
+    evaluator.forget_samples()
+    conditions = evaluator.conditions() | {
+        "samples": source_conditions(source) | {"num_used": count},
+        "device": str(device),
+        "versions": {
+            "adm": version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    report = evaluator.nearest_training_images()
+    pictures = {} if report is None else {"nearest": nearest_picture(report, source, evaluator.reference.images())}
+    return Scores(scores, conditions, evaluator.notes + doubts(evaluator, source, count), pictures)
+
+
+def reference_statistics(
+    source: ImageSource,
+    weights: str | Path | None = None,
+    allow_other_weights: bool = False,
+    batch_size: int = BATCH_SIZE,
+    device: str | torch.device = "cpu",
+    on_progress: Progress = lambda what, done, total, note: None,
+) -> dict[str, np.ndarray]:
+    """mu, sigma, mu_s, sigma_s of Inception's features of all images, float64, as a reference file stores them."""
+    evaluator = Evaluator(
+        source,
+        ("fid", "sfid"),
+        weights=weights,
+        allow_other_weights=allow_other_weights,
+        batch_size=batch_size,
+        device=device,
+        on_progress=on_progress,
+    )
+    evaluator.prepare_reference()
+    (rows,) = evaluator.reference.rows.values()
+    pool, spatial = (rows.features(tap, None).statistics() for tap in ("pool", "spatial"))
+    return {
+        "mu": pool.mean.numpy(),
+        "sigma": pool.cov.numpy(),
+        "mu_s": spatial.mean.numpy(),
+        "sigma_s": spatial.cov.numpy(),
+    }
+
+
+def score_lines(scores: Mapping[str, float]) -> list[str]:
+    """The scores as text: the original's five lines in its order, then the others."""
+    lines = []
+    shown = set()
+    for key, title in ORIGINAL_ORDER.items():
+        for name in scores:
+            base, at, suffix = name.partition("@")
+            if base == key:
+                lines.append(f"{title}{at}{suffix}: {scores[name]}")
+                shown.add(name)
+    return lines + [f"{name}: {value}" for name, value in scores.items() if name not in shown]
+
+
+def metric_specs(words: Sequence[str]) -> list[str]:
+    """`kid,frechet:extractor=dinov2` as specs; a piece such as `size=100` goes on with the options before it."""
+    specs: list[str] = []
+    for word in words:
+        for piece in split_list(word):
+            name, equals, _ = piece.partition("=")
+            if equals and ":" not in name:
+                if not specs:
+                    raise UsageError(f"metrics {piece!r}: write name or name:option=value.")
+                specs[-1] += f",{piece}"
+            elif piece.strip():
+                specs.append(piece.strip())
+    return specs
