@@ -170,6 +170,8 @@ def test_bfloat16_stays_within_the_difference_that_its_conditions_state(inceptio
     for tap, name in (("pool", "pool"), ("spatial", "spatial"), ("logits", "logits_unbiased")):
         difference = float((found[tap] - truth[name]).abs().max() / truth[name].abs().max())
         assert 1e-4 < difference < 1.5 * stated[tap] and found[tap].dtype == torch.float32
+    measured = extractor.difference_from_exact(recorded_images("64x64"))
+    assert all(1e-4 < measured[tap] < 1.5 * stated[tap] for tap in measured) and not extractor.is_exact
     with pytest.raises(UsageError, match="float32 or bfloat16"):
         InceptionExtractor(inception_file, True, precision="float16")
 

@@ -17,6 +17,7 @@ from PIL import Image
 import adm
 from adm.metrics._evaluator import Scores
 from adm.runtime.errors import DataError, UsageError
+from adm.studies._doubts import doubts
 from adm.studies.evaluation import metric_specs, reference_statistics, score_lines
 from adm.studies.evaluation_selftest import CHECKS
 
@@ -201,3 +202,45 @@ def evaluated_by(size: int) -> dict[str, float]:
 
 def test_many_processes_give_the_numbers_of_one(files: Path) -> None:
     assert evaluated_by(3) == pytest.approx(evaluated_by(1), rel=1e-10)
+
+
+class Stated:
+    """A set of images of which only the facts matter."""
+
+    def __init__(self, num: int, side: int, **conditions: Any) -> None:
+        self.name, self.num, self.shape, self.labels, self.sha256 = "stated", num, (side, side, 3), None, "0" * 64
+        self.conditions = conditions
+
+
+class Asked:
+    """An evaluator of which only the facts matter."""
+
+    inception = None
+
+    def __init__(self, reference: Stated) -> None:
+        self.reference = type("Reference", (), {"source": reference, "stored": {}})()
+
+    def uses_reference_images(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("reference", "samples", "says"),
+    [
+        (Stated(10_000, 256), Stated(50_000, 256), None),
+        (
+            Stated(1000, 512),
+            Stated(50_000, 512),
+            "(the published 512-pixel reference has 1,000)",
+        ),
+        (Stated(1000, 256), Stated(50_000, 256), "1,000 reference images: precision"),
+        (Stated(10_000, 256), Stated(50_000, 128), "samples are 128x128 with 3 channels, the reference 256x256"),
+        (Stated(10_000, 64), Stated(9_999, 64), "9,999 samples: FID"),
+        (Stated(10_000, 64), Stated(50_000, 64, request={"weights": "ema"}), None),
+    ],
+)
+def test_what_makes_numbers_incomparable_is_said_and_nothing_else(
+    reference: Stated, samples: Stated, says: str | None
+) -> None:
+    found = doubts(Asked(reference), samples, samples.num)  # type: ignore[arg-type]
+    assert (found == []) if says is None else (len(found) == 1 and says in found[0])

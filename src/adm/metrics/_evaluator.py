@@ -145,7 +145,8 @@ class Evaluator:
             sides = rows.features(tap, label), self._reference_side(metric, extractor, tap)
             values = jackknife(metric, *sides) if self.error_bars else metric(*sides)
             suffix = extractor.name.partition("@")[2] if extractor is self.inception else ""
-            scores |= {f"{key}@{suffix}" if suffix else key: float(value) for key, value in values.items()}
+            marked = {key: f"{key}@{suffix}" if suffix and suffix not in key else key for key in values}
+            scores |= {marked[key]: float(value) for key, value in values.items()}
         self.on_progress("metrics", len(self.metrics), len(self.metrics), "")
         return scores
 

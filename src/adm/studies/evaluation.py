@@ -14,6 +14,7 @@ from adm.metrics import Metric
 from adm.metrics._evaluator import BATCH_SIZE, DEFAULT_METRICS, Evaluator, Progress, Scores
 from adm.metrics._feature_cache import FeatureCache
 from adm.metrics._reference import source_conditions
+from adm.metrics.extractors.inception import InceptionExtractor
 from adm.metrics.label_accuracy import LabelAccuracy
 from adm.runtime.distributed import World
 from adm.runtime.errors import DataError, UsageError
@@ -32,6 +33,7 @@ ORIGINAL_ORDER = {
     "recall": "Recall",
 }
 """Names and order in which the original program prints its five numbers."""
+NUM_COMPARED = 8
 
 
 def evaluate(
@@ -85,6 +87,7 @@ def evaluate(
         )
     if source.labels is None and any(isinstance(m, LabelAccuracy) for m in evaluator.metrics.values()):
         raise DataError(f"{source.name} holds no labels, which label_accuracy needs. Give arr_1, or a labels.csv.")
+    difference = difference_from_exact(evaluator, source)
     evaluator.prepare_reference()
     evaluator.consume(source, count)
     scores = evaluator.compute()
@@ -99,9 +102,25 @@ def evaluate(
             "python": platform.python_version(),
         },
     }
+    if difference:
+        conditions["difference_from_float32"] = difference
     report = evaluator.nearest_training_images()
+    if report is not None:
+        conditions["nearest"] = {
+            "quantiles": report.quantiles(),
+            "yardstick": "held-out images" if report.held_out else "each training image to the nearest other one",
+        }
     pictures = {} if report is None else {"nearest": nearest_picture(report, source, evaluator.reference.images())}
-    return Scores(scores, conditions, evaluator.notes + doubts(evaluator, source, count), pictures)
+    return Scores(scores, conditions, [*evaluator.notes, *doubts(evaluator, source, count, difference)], pictures)
+
+
+def difference_from_exact(evaluator: Evaluator, samples: ImageSource) -> dict[str, float]:
+    """How far a network in another precision, or compiled, is from the plain one, on the first samples."""
+    inception = evaluator.inception
+    if evaluator.world.rank > 0 or not isinstance(inception, InceptionExtractor) or inception.is_exact:
+        return {}
+    images = next(samples.batches(NUM_COMPARED, 0, NUM_COMPARED))
+    return inception.difference_from_exact(torch.from_numpy(np.array(images)))
 
 
 def reference_statistics(

@@ -59,6 +59,7 @@ class InceptionExtractor:
             raise UsageError(f"precision {precision!r}: choose float32 or bfloat16.")
         self.device = as_device(device)
         path, sha256 = located_weights(weights, allow_other_weights)
+        self._path = path
         self.name = marked_name(NAME, sha256, INCEPTION.sha256)
         self.dtype = getattr(torch, precision)
         network = inception_network(read_state_dict(path), shown_path(path), self.dtype).to(self.device)
@@ -80,6 +81,17 @@ class InceptionExtractor:
         with exact_float32():
             compiled = bool(self.conditions["compiled"])
             return in_batches(self._features, checked_images(images), self.batch_size, self.device, not compiled)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether this is the plain float32 network, in which published numbers are made."""
+        return self.dtype == torch.float32 and not self.conditions["compiled"]
+
+    def difference_from_exact(self, images: Tensor) -> dict[str, float]:
+        """By tap, the largest difference from the plain float32 network over the largest value, for these images."""
+        exact = InceptionExtractor(self._path, allow_other_weights=True, device=self.device)(images)
+        found = self(images)
+        return {tap: float((found[tap] - exact[tap]).abs().max() / exact[tap].abs().max()) for tap in self.taps}
 
     def _compile(self, network: InceptionNetwork) -> None:
         """Compiled now, for the one shape that is ever asked for: what fails, fails before any work."""
