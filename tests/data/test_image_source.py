@@ -162,16 +162,18 @@ def test_a_sample_set_keeps_its_order_labels_and_request(sample_set, tmp_path, a
     assert json.loads(json.dumps(source.conditions)) == source.conditions
 
 
-def test_the_index_and_not_the_name_orders_a_set_of_more_than_a_million(tmp_path):
+def test_the_list_and_not_the_name_orders_a_set_of_more_than_a_million(tmp_path):
     """1000000.png comes before 999999.png by name."""
     write(tmp_path / "set", ["1000000.png", "999999.png"])
     (tmp_path / "set/request.json").write_text("{}")
+    (tmp_path / "set/labels.csv").write_text("file,label\n999999.png,0\n1000000.png,0\n")
     assert np.array_equal(all_of(open_images(tmp_path / "set")), PICTURES[[1, 0]])
 
 
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
+        (lambda d: (d / "labels.csv").unlink(), "without labels.csv, so fewer images than were asked for: .*finish it"),
         (lambda d: (d / "000003.png").unlink(), "lists 1 images that are not there, such as '000003.png'"),
         (lambda d: shutil.copy(d / "000003.png", d / "000012.png"), "does not list 1 of .* '000012.png'.*finish"),
         (lambda d: (d / "labels.csv").write_text("file,label\n000000.png,cat\n"), "cannot be read .*'cat'"),

@@ -60,12 +60,17 @@ class ImageFiles:
             documents = {name: read(name) for name in (LABELS, REQUEST) if name in tree.listing.top}
             rows = label_rows(tree, documents.get(LABELS))
             request = sample_request(tree, documents.get(REQUEST))
+            if request is not None and rows is None:
+                raise DataError(
+                    f"{shown_path(tree.path)} is a sample set without {LABELS}, so fewer images than were asked for: "
+                    "let the same adm sample command finish it"
+                )
             found = scan(tree, read, progress)
         classes = () if rows is not None else class_names(tree.path, tree.listing.classes)
         loose = [name for name in found if "/" not in name]
         if classes and loose:
             raise DataError(mixed_layout(tree.path, loose, classes))
-        self._files, labels = _ordered(tree, found, rows, classes, request is not None)
+        self._files, labels = _ordered(tree, found, rows, classes)
         self._hashes = [found[name].sha256 for name in self._files]
         self.labels = None if (labels < 0).all() else labels
         self.num = len(self._files)
@@ -158,16 +163,13 @@ def _ordered(
     found: dict[str, Found],
     rows: dict[str, int] | None,
     classes: tuple[str, ...],
-    by_index: bool,
 ) -> tuple[list[str], NDArray[np.int64]]:
     """Names and labels in the order of the images."""
     if rows is not None:
         check_listed(tree, found, rows)
         return list(rows), np.array(list(rows.values()), np.int64)
     label_of = {name: k for k, name in enumerate(classes)}
-    labelled = sorted(
-        (label_of.get(nfc(name.split("/", 1)[0]), -1), len(name) if by_index else 0, nfc(name), name) for name in found
-    )
+    labelled = sorted((label_of.get(nfc(name.split("/", 1)[0]), -1), nfc(name), name) for name in found)
     return [name for *_, name in labelled], np.array([label for label, *_ in labelled], np.int64)
 
 
