@@ -28,7 +28,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_five_lines_and_the_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(_evaluator, "_inception", lambda *options: Projection())
+    monkeypatch.setattr(_evaluator, "inception_extractor", lambda *options: Projection())
     assert main(["evaluate", "ref.npz", "samples.npz", "--out", "scores.json"]) == 0
     out, err = capsys.readouterr()
     number = r"\d+\.\d+(e-?\d+)?"

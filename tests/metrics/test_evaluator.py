@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import adm
-from adm.metrics import _evaluator
+from adm.metrics import _evaluator, _passes
 from adm.metrics._feature_cache import FeatureCache
+from adm.runtime.distributed import World
 from adm.runtime.errors import AdmError, DataError, UsageError
 from metrics_fakes import Projection
 
@@ -21,7 +22,7 @@ from metrics_fakes import Projection
 def inception(monkeypatch: pytest.MonkeyPatch) -> Projection:
     """Takes the place of the Inception network, whose own tests are elsewhere."""
     extractor = Projection()
-    monkeypatch.setattr(_evaluator, "_inception", lambda *options: extractor)
+    monkeypatch.setattr(_evaluator, "inception_extractor", lambda *options: extractor)
     return extractor
 
 
@@ -101,15 +102,68 @@ class TestStored:
             adm.Evaluator(tmp_path / "ref.npz", ["fid", "kid"])
 
 
+class TestStoredSamples:
+    """The original uses what is stored on either side."""
+
+    def test_statistics_of_samples_stand_for_their_images(self, inception: Projection, tmp_path: Path) -> None:
+        stored = {"mu": np.full(6, 3.0), "sigma": np.eye(6), "mu_s": np.zeros(5), "sigma_s": np.eye(5)}
+        ref = reference(tmp_path / "ref.npz")
+        np.savez(tmp_path / "samples.npz", **stored)
+        scores = adm.evaluate(ref, tmp_path / "samples.npz")
+        assert list(scores) == ["fid", "sfid"] and inception.num_images == 60
+        assert any("inception_score, precision_recall left out" in note for note in scores.notes)
+        swapped = adm.evaluate(tmp_path / "samples.npz", ref, ["fid", "sfid"])
+        assert dict(scores) == pytest.approx(dict(swapped), rel=1e-9)  # the distance is symmetric
+
+    def test_a_part_of_the_samples_has_other_statistics(self, inception: Projection, tmp_path: Path) -> None:
+        np.savez(tmp_path / "samples.npz", images(2, 50), mu=np.full(6, 1e3), sigma=np.eye(6))
+        ref = reference(tmp_path / "ref.npz")
+        whole, part = (adm.evaluate(ref, tmp_path / "samples.npz", ["fid"], num=num) for num in (None, 50))
+        assert whole["fid"] > 1e6 > part["fid"]
+
+
+class TestFilesThatAreNotWhatTheySeem:
+    def test_images_that_cannot_be_used_are_not_called_absent(self, inception: Projection, tmp_path: Path) -> None:
+        stored = {"mu": np.zeros(6), "sigma": np.eye(6), "mu_s": np.zeros(5), "sigma_s": np.eye(5)}
+        np.savez(tmp_path / "ref.npz", images(1, 60).astype(np.float32) / 255, **stored)
+        with pytest.raises(DataError, match="float32"):
+            adm.Evaluator(tmp_path / "ref.npz")
+
+    def test_statistics_of_another_width_are_refused_before_any_work(
+        self, inception: Projection, tmp_path: Path
+    ) -> None:
+        inception.widths = {"pool": 6, "spatial": 5}  # type: ignore[attr-defined]
+        ref = reference(tmp_path / "ref.npz", mu=np.zeros(100), sigma=np.eye(100))
+        with pytest.raises(DataError, match=r"ref.npz stores mu of 100 numbers, projection has 6: .*Give another"):
+            adm.Evaluator(ref)
+        assert inception.num_images == 0
+
+
+@pytest.mark.parametrize(
+    "metrics", [["fid", "fid"], ["precision_recall", "precision_recall:precision=fp32"], ["kid:seed=1", "kid:seed=2"]]
+)
+def test_two_scores_of_one_name_are_refused(inception: Projection, tmp_path: Path, metrics: list[str]) -> None:
+    if len(set(metrics)) == 1:
+        assert list(adm.Evaluator(reference(tmp_path / "ref.npz"), metrics).metrics) == ["fid"]
+        return
+    with pytest.raises(UsageError, match="would give scores of the same name"):
+        adm.Evaluator(reference(tmp_path / "ref.npz"), metrics)
+
+
+def test_a_process_of_many_takes_no_single_images(inception: Projection, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="update is for a single process"):
+        adm.Evaluator(reference(tmp_path / "ref.npz"), world=World(0, 2)).update(images(2, 3))
+
+
 def test_under_other_weights_no_number_bears_its_plain_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_evaluator, "_inception", lambda *options: Projection("inception-2015-12-05@1a2b3c4d"))
+    monkeypatch.setattr(_evaluator, "inception_extractor", lambda *options: Projection("inception-2015-12-05@1a2b3c4d"))
     ref = reference(tmp_path / "ref.npz")
     scores = adm.evaluate(ref, ref, ["fid", "precision_recall", "frechet:extractor=pixels"])
     assert list(scores) == ["fid@1a2b3c4d", "precision@1a2b3c4d", "recall@1a2b3c4d", "fd_pixels"]
 
 
 def test_features_that_are_not_finite_stop_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_evaluator, "_inception", lambda *o: Projection(spoilt=lambda rows: rows / 0))
+    monkeypatch.setattr(_evaluator, "inception_extractor", lambda *o: Projection(spoilt=lambda rows: rows / 0))
     ref = reference(tmp_path / "ref.npz")
     with pytest.raises(DataError, match=r"projection: \w+ features of an image are NaN or infinite\. Check"):
         adm.evaluate(ref, ref)
@@ -121,7 +175,7 @@ class TestCache:
 
     @pytest.fixture
     def samples(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(_evaluator, "BLOCK", 16)
+        monkeypatch.setattr(_passes, "BLOCK", 16)
         reference(tmp_path / "ref.npz")
         np.savez(tmp_path / "samples.npz", images(2, 50))
         return tmp_path / "samples.npz"
@@ -172,6 +226,15 @@ class TestCache:
         options = {"batch_size": 4} if change == "batch" else {"batch_size": 8}
         adm.evaluate(tmp_path / "ref.npz", samples, cache=tmp_path / "cache", **options)
         assert inception.num_images - before == 60 + 50
+
+    def test_a_directory_that_cannot_be_written_costs_a_note_and_no_number(
+        self, inception: Projection, samples: Path, tmp_path: Path
+    ) -> None:
+        undisturbed = dict(adm.evaluate(tmp_path / "ref.npz", samples, batch_size=8))
+        (tmp_path / "file").write_text("")
+        scores = adm.evaluate(tmp_path / "ref.npz", samples, batch_size=8, cache=tmp_path / "file" / "cache")
+        assert dict(scores) == undisturbed
+        assert any("features are not kept" in note for note in scores.notes)
 
     def test_a_block_is_a_function_of_its_key(self, tmp_path: Path) -> None:
         cache, rows = FeatureCache(tmp_path / "new"), {"pool": torch.arange(6.0).reshape(3, 2)}

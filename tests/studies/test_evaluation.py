@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,9 +16,11 @@ from PIL import Image
 
 import adm
 from adm.metrics._evaluator import Scores
+from adm.metrics.fid import FID
+from adm.metrics.precision_recall import PrecisionRecall
 from adm.runtime.errors import DataError, UsageError
 from adm.studies._doubts import doubts
-from adm.studies.evaluation import metric_specs, reference_statistics, score_lines
+from adm.studies.evaluation import metric_specs, reference_statistics, score_lines, with_defaults
 from adm.studies.evaluation_selftest import CHECKS
 
 PIXELS = ["frechet:extractor=pixels"]  # needs no weights
@@ -86,13 +88,15 @@ def test_num_takes_the_first_ones_and_never_fewer_than_asked(files: Path) -> Non
 
 class TestDoubts:
     def test_few_images(self, files: Path) -> None:
-        assert "30 samples: FID" in notes() and "40 reference images" in notes()
+        assert "30 samples: FID" in notes() and "reference images" not in notes()
+        balls = adm.evaluate("ref.npz", "samples.npz", ["precision_recall:extractor=pixels"]).notes
+        assert "40 reference images" in "; ".join(balls) and "samples: FID" not in "; ".join(balls)
 
     def test_another_size(self, files: Path) -> None:
         Path("big").mkdir()
         np.savez("samples.npz", images(2, 30, side=16))
         clf = ["frechet:extractor=(pixels)"]
-        with pytest.raises(UsageError, match="compare images of one size"):
+        with pytest.raises(DataError, match=r"differ in size: \(8, 8, 3\) and \(16, 16, 3\)"):
             adm.evaluate("ref.npz", "samples.npz", clf)
 
     def test_jpeg_sources(self, files: Path) -> None:
@@ -159,7 +163,7 @@ def test_stored_statistics_of_images_are_those_of_numpy(files: Path, monkeypatch
     from metrics_fakes import Projection
 
     extractor = Projection(side=8)
-    monkeypatch.setattr(_evaluator, "_inception", lambda *options: extractor)
+    monkeypatch.setattr(_evaluator, "inception_extractor", lambda *options: extractor)
     stored = reference_statistics(adm.data.open_images("ref.npz"))
     import torch
 
@@ -175,7 +179,8 @@ import json, sys, adm
 from adm.runtime.distributed import join
 with join() as world:
     metrics = ["frechet:extractor=pixels", "precision_recall:extractor=pixels", "kid:extractor=pixels,subset_size=20"]
-    scores = adm.evaluate("ref.npz", "samples.npz", metrics, batch_size=4, world=world)
+    batch_size = int(sys.argv[1])
+    scores = adm.evaluate("ref.npz", "samples.npz", metrics, batch_size=batch_size, world=world)
     if world.rank == 0:
         print(json.dumps(dict(scores)))
     else:
@@ -183,14 +188,14 @@ with join() as world:
 """
 
 
-def evaluated_by(size: int) -> dict[str, float]:
+def evaluated_by(size: int, batch_size: int) -> dict[str, float]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     started = []
     for rank in range(size):
         environment = dict(os.environ, RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        command = [sys.executable, "-c", PROGRAM]
+        command = [sys.executable, "-c", PROGRAM, str(batch_size)]
         started.append(
             subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         )
@@ -200,8 +205,44 @@ def evaluated_by(size: int) -> dict[str, float]:
     return found
 
 
-def test_many_processes_give_the_numbers_of_one(files: Path) -> None:
-    assert evaluated_by(3) == pytest.approx(evaluated_by(1), rel=1e-10)
+@pytest.mark.parametrize("batch_size", [4, 32])  # with 32 some processes have no images
+def test_many_processes_give_the_numbers_of_one(files: Path, batch_size: int) -> None:
+    assert evaluated_by(3, batch_size) == pytest.approx(evaluated_by(1, batch_size), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "options", "says"),
+    [
+        (["precision_recall:extractor=pixels,k=30"], {}, "needs at least 31 samples, samples.npz gives 30"),
+        (["density_coverage:extractor=pixels"], {"num": 5}, "needs at least 6 samples"),
+        (["label_accuracy:extractor=pixels"], {}, None),
+        (PIXELS, {"num": 1}, "needs at least 2 samples"),
+        (PIXELS, {"error_bars": True}, "error bars need at least 40 samples"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_at_the_beginning(
+    files: Path, metrics: list[str], options: dict[str, Any], says: str | None
+) -> None:
+    np.savez("samples.npz", images(2, 30), np.full(30, -1))
+    done: list[object] = []
+    with pytest.raises(DataError, match=says or "lacks labels, which label_accuracy needs"):
+        adm.evaluate("ref.npz", "samples.npz", metrics, on_progress=lambda *what: done.append(what), **options)
+    assert not done
+
+
+def test_a_training_set_with_copies_in_it_still_makes_json(files: Path) -> None:
+    np.savez("ref.npz", np.repeat(images(1, 20), 2, axis=0))
+    written = json.dumps(adm.evaluate("ref.npz", "samples.npz", ["nearest"]).conditions, allow_nan=False)
+    assert json.loads(written)["nearest"]["quantiles"]["p05"]["ratio"] is None
+
+
+def test_a_metric_asked_for_with_options_takes_the_place_of_the_default() -> None:
+    assert with_defaults(["precision_recall:precision=fp32"]) == [
+        *("fid", "sfid", "inception_score", "precision_recall:precision=fp32")
+    ]
+    assert with_defaults(["precision_recall:extractor=pixels"])[3:] == [
+        *("precision_recall", "precision_recall:extractor=pixels")
+    ]
 
 
 class Stated:
@@ -216,12 +257,16 @@ class Asked:
     """An evaluator of which only the facts matter."""
 
     inception = None
+    metrics: ClassVar = {"fid": FID(), "precision_recall": PrecisionRecall()}
 
     def __init__(self, reference: Stated) -> None:
         self.reference = type("Reference", (), {"source": reference, "stored": {}})()
 
     def uses_reference_images(self) -> bool:
         return True
+
+    def stores_statistics(self) -> bool:
+        return False
 
 
 @pytest.mark.parametrize(

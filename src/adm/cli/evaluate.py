@@ -75,14 +75,13 @@ class Evaluate:
         if self.selftest:
             return self._selftest()
         from adm.cli._progress import stages
-        from adm.metrics._evaluator import DEFAULT_METRICS
         from adm.runtime import files
         from adm.runtime.cache import cache_directory
         from adm.runtime.device import pick_device
         from adm.runtime.distributed import join
         from adm.runtime.errors import UsageError
         from adm.runtime.text import shown_path
-        from adm.studies.evaluation import evaluate, metric_specs, score_lines
+        from adm.studies.evaluation import evaluate, metric_specs, score_lines, with_defaults
 
         if self.reference is None or self.samples is None:
             raise UsageError("evaluate needs REF and SAMPLES. Try adm evaluate --help.")
@@ -97,7 +96,7 @@ class Evaluate:
             scores = evaluate(
                 self.reference,
                 self.samples,
-                asked if self.only else [*DEFAULT_METRICS, *(m for m in asked if m not in DEFAULT_METRICS)],
+                asked if self.only else with_defaults(asked),
                 weights=self.weights,
                 allow_other_weights=self.allow_other_weights,
                 num=self.num,
@@ -126,7 +125,10 @@ class Evaluate:
             content = {"scores": dict(scores), "conditions": scores.conditions, "notes": scores.notes}
             files.write_json(Path(self.out), content)
         for name, picture in scores.pictures.items():
-            path = Path(self.out or "evaluation.json").with_suffix(f".{name}.png")
+            if self.out is None:
+                say(f"adm: note: --out FILE also writes the picture of {name}.")
+                continue
+            path = Path(self.out).with_suffix(f".{name}.png")
             files.write_bytes(path, picture)
             say(f"{name}: {shown_path(path)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from adm.data import ImageSource
 
 COMMANDS: dict[str, type] = {}
+BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Reference:
     allow_other_weights: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="Also weights of another hash.")
     ] = False
-    batch: Annotated[int, tyro.conf.arg(help="Images at once.")] = 32
+    batch: Annotated[int, tyro.conf.arg(help="Images at once.")] = BATCH
     device: Device = "auto"
 
     def run(self) -> None:
@@ -78,6 +80,10 @@ class Reference:
             raise UsageError(f"--num {self.num}: a reference keeps 1 image or more. Use 10000 to compare with papers.")
         if not 0 <= self.seed <= MAX_SEED:
             raise UsageError(f"--seed {self.seed}: seeds are 0..2**64-1. Choose one of these.")
+        if self.batch < 1:
+            raise UsageError(f"--batch {self.batch}: 1 image or more are read at once. Leave it out for {BATCH}.")
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UsageError("reference runs in one process, and WORLD_SIZE asks for many. Start it without torchrun.")
         if self.size is not None and self.size < 1:
             raise UsageError(f"--size {self.size}: images have 1 pixel or more. Give the size of your samples.")
         if not self.statistics and self.weights is not None:

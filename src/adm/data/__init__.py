@@ -13,6 +13,7 @@ from adm.data._images import (
     to_uint8,
 )
 from adm.data._loader import Batch, Loader
+from adm.data._npz import NoImagesError
 from adm.data._npz_writer import NpzWriter, write_reference
 from adm.data._sample_set import SampleSet, write_npz
 from adm.data._statistics import stored_statistics
@@ -22,6 +23,7 @@ __all__ = [
     "Dataset",
     "ImageSource",
     "Loader",
+    "NoImagesError",
     "NpzWriter",
     "SampleSet",
     "center_crop",

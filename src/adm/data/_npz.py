@@ -32,6 +32,7 @@ __all__ = [
     "NUM_LOOKED_AT",
     "STATISTICS",
     "ArrayImages",
+    "NoImagesError",
     "arrays_in",
     "is_array_file",
     "looks_like_float",
@@ -45,6 +46,10 @@ MAX_IMAGE_BYTES = 2**26
 BLOCK_BYTES = 2**26
 NUM_LOOKED_AT = 64
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+
+
+class NoImagesError(DataError):
+    """A file of statistics, without images."""
 
 
 class ArrayImages:
@@ -295,7 +300,9 @@ def arrays_in(file: OpenFile) -> dict[str, Member]:
 
 def _no_images(path: Path, names: list[str]) -> Member:
     if any(name in STATISTICS for name in names):
-        raise DataError(f"{shown_path(path)} holds statistics, no images (arr_0): give a file or folder with images")
+        raise NoImagesError(
+            f"{shown_path(path)} holds statistics, no images (arr_0): give a file or folder with images"
+        )
     held = one_line(", ".join(map(repr, names)), 100)
     remedy = "save the images with numpy.savez(path, images), or with the labels as second array"
     raise DataError(f"{shown_path(path)} holds {held or 'no arrays'}, and no arr_0: {remedy}")

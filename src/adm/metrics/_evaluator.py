@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,21 @@ from adm.metrics._feature_cache import FeatureCache
 from adm.metrics._features import Features, Metric, Statistics
 from adm.metrics._jackknife import jackknife
 from adm.metrics._nearest_report import NearestReport
-from adm.metrics._reference import Reference
+from adm.metrics._passes import Passes, Progress
 from adm.metrics._rows import FeatureRows
+from adm.metrics._side import STORED, Side
 from adm.metrics._specs import build_metric, metric_options, tap_of
 from adm.metrics.label_accuracy import LabelAccuracy
 from adm.metrics.nearest import NearestDistance
 from adm.runtime import lookup
 from adm.runtime.distributed import World
 from adm.runtime.errors import DataError, UsageError
-from adm.runtime.version import version
+from adm.runtime.text import one_line
 
 __all__ = ["DEFAULT_METRICS", "Evaluator", "Scores"]
 
 DEFAULT_METRICS = ("fid", "sfid", "inception_score", "precision_recall")
 BATCH_SIZE = 128
-BLOCK = 1024
-"""About so many images are between two savings of their features."""
-STORED = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-"""Names under which a reference file keeps the statistics of each of Inception's taps."""
-
-Progress = Callable[[str, int, int, str], None]
-"""(what, done, total, note)"""
 
 
 class Scores(dict[str, float]):
@@ -88,66 +82,76 @@ class Evaluator:
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}: must be at least 1.")
-        self.batch_size, self.on_progress, self.world, self.cache = batch_size, on_progress, world, cache
+        self.passes = Passes(batch_size, world, cache, on_progress)
         self.error_bars = error_bars
         self.metrics = {str(m): build_metric(m, device) if isinstance(m, str) else m for m in metrics}
-        if any(isinstance(metric, LabelAccuracy) and metric.extractor is None for metric in self.metrics.values()):
-            raise UsageError(
-                "label_accuracy needs a classifier of these classes, which Inception is not. "
-                "Write label_accuracy:extractor=(classifier:path=...)."
-            )
+        _refuse_what_cannot_be_named(self.metrics)
         self.inception: Extractor | None = None
         if any(metric.extractor is None for metric in self.metrics.values()):
-            self.inception = _inception(weights, allow_other_weights, precision, compile, device)
-        self.reference = Reference(reference)
+            self.inception = inception_extractor(weights, allow_other_weights, precision, compile, device)
         self.notes: list[str] = []
-        self._kept_for: dict[str, list[dict[str, Any]]] = {}
-        self._leave_out_what_the_reference_cannot_serve(metrics)
+        self.samples: Side | None = None
+        self.reference = Side(reference)
+        self._leave_out(self.reference, [name for name in self.metrics if self._needs_images(name, self.reference)])
         self.reset()
 
+    @property
+    def world(self) -> World:
+        return self.passes.world
+
     def update(self, images: np.ndarray | Tensor, label: np.ndarray | Tensor | Sequence[int] | None = None) -> None:
-        """The next samples: uint8 (n, H, W, C), and the class that each was asked to show."""
+        """The next samples: uint8 (n, H, W, C), and the class that each was asked to show; of a single process."""
+        if self.world.size > 1:
+            raise UsageError("update is for a single process. Of many, give each the whole source: consume shares it.")
         if images.ndim != 4 or str(images.dtype).removeprefix("torch.") != "uint8":
             raise UsageError(
                 f"images of shape {tuple(images.shape)} and {images.dtype}: give uint8 (n, H, W, C), as to_uint8 makes."
             )
-        for start in range(0, len(images), self.batch_size):
+        for start in range(0, len(images), self.passes.batch_size):
             for rows in self._rows.values():
-                rows.add(rows.extract(images[start : start + self.batch_size]))
+                rows.add(rows.extract(images[start : start + self.passes.batch_size]))
         if label is not None:
             self._labels.append(torch.as_tensor(label, dtype=torch.int64).cpu())
 
-    def consume(self, samples: ImageSource, num: int | None = None) -> None:
-        """All images of the source, or its first `num`; of several processes each takes its contiguous share."""
-        num = samples.num if num is None else num
-        self._pass(samples, list(self._rows.values()), num, "samples")
-        if samples.labels is not None:
-            self._labels.append(torch.as_tensor(samples.labels[:num], dtype=torch.int64))
+    def consume(self, samples: str | Path | ImageSource | Side, num: int | None = None) -> None:
+        """All images of a file, folder or source, or the first `num`; of several processes each takes its share.
+
+        Statistics that a file stores stand for its images where they suffice, unless only some are asked for.
+        """
+        side = samples if isinstance(samples, Side) else Side(samples)
+        if num is not None or self.error_bars:
+            side.stored = {}
+        self._leave_out(side, [name for name in self.metrics if not self._stored(name, side)])
+        self.samples = side
+        needing = {name: self.metrics[name] for name in self.metrics if not self._stored(name, side)}
+        if needing:
+            source = side.images()
+            self._num_consumed = source.num if num is None else num
+            rows = [self._rows[name] for name in self._wanted(needing.values())]
+            self.passes.add(source, rows, self._num_consumed, "samples")
+            if source.labels is not None:
+                self._labels.append(torch.as_tensor(source.labels[: self._num_consumed], dtype=torch.int64))
 
     def compute(self) -> dict[str, float]:
         """The scores of all samples so far, on process 0; an empty mapping on the others."""
         self.prepare_reference()
         if self.world.rank > 0:
             return {}
-        num = next(iter(self._rows.values())).num
-        if num == 0:
-            raise UsageError("there are no samples yet. Call update first.")
         label = torch.cat(self._labels) if self._labels else None
-        if label is not None and len(label) != num:
-            raise UsageError(f"{len(label)} labels came with {num} images: give one each, or none at all.")
         scores: dict[str, float] = {}
-        for i, metric in enumerate(self.metrics.values()):
-            name = type(metric).__name__
-            self.on_progress("metrics", i, len(self.metrics), name)
+        for i, (name, metric) in enumerate(self.metrics.items()):
+            self.passes.on_progress("metrics", i, len(self.metrics), type(metric).__name__)
             extractor = self._extractor(metric)
-            rows = self._rows[extractor.name]
-            tap = tap_of(metric, extractor)
-            sides = rows.features(tap, label), self._reference_side(metric, extractor, tap)
-            values = jackknife(metric, *sides) if self.error_bars else metric(*sides)
+            sample, reference = self._sample_side(name, label), self._reference_side(name)
+            if self.error_bars:
+                assert isinstance(sample, Features)  # what is stored was not taken
+                values: Mapping[str, float] = jackknife(metric, sample, reference)
+            else:
+                values = metric(sample, reference)
             suffix = extractor.name.partition("@")[2] if extractor is self.inception else ""
             marked = {key: f"{key}@{suffix}" if suffix and suffix not in key else key for key in values}
             scores |= {marked[key]: float(value) for key, value in values.items()}
-        self.on_progress("metrics", len(self.metrics), len(self.metrics), "")
+        self.passes.on_progress("metrics", len(self.metrics), len(self.metrics), "")
         return scores
 
     def nearest_training_images(self) -> NearestReport | None:
@@ -162,28 +166,33 @@ class Evaluator:
 
     def forget_samples(self) -> None:
         """Remove the samples' features from the cache: once there are scores, nobody needs them again."""
-        for key in self._kept_for.pop("samples", []):
-            if self.cache is not None:
-                self.cache.forget(key)
+        if self.samples is not None and self.samples.source is not None:
+            self.passes.forget(self.samples.source, list(self._rows.values()), self._num_consumed)
 
     def reset(self) -> None:
         """Forget the samples, keep the reference: ready for the next set."""
         self._rows = {name: FeatureRows(*pair) for name, pair in self._wanted(self.metrics.values()).items()}
         self._labels: list[Tensor] = []
+        self._num_consumed = 0
+        self.samples = None
 
     def prepare_reference(self) -> None:
         """Extract the reference's features, once; `compute` does it when it was not done before."""
-        needing = [m for m in self.metrics.values() if self._needs_images(m)]
+        needing = [metric for name, metric in self.metrics.items() if self._needs_images(name, self.reference)]
         wanted = {n: pair for n, pair in self._wanted(needing).items() if n not in self.reference.rows}
         if wanted:
             rows = {name: FeatureRows(*pair) for name, pair in wanted.items()}
             source = self.reference.images()
-            self._pass(source, list(rows.values()), source.num, "reference")
+            self.passes.add(source, list(rows.values()), source.num, "reference")
             self.reference.rows |= rows
 
     def uses_reference_images(self) -> bool:
         """Whether a metric compares with the reference's images themselves, not with statistics that it stores."""
-        return any(self._needs_images(metric) for metric in self.metrics.values())
+        return any(self._needs_images(name, self.reference) for name in self.metrics)
+
+    def stores_statistics(self) -> bool:
+        """Whether one of the sides came with statistics."""
+        return bool(self.reference.stored) or (self.samples is not None and bool(self.samples.stored))
 
     def conditions(self) -> dict[str, Any]:
         """What the scores depend on, but for the samples: reference, extractors, options of the metrics."""
@@ -192,51 +201,7 @@ class Evaluator:
             "reference": self.reference.conditions(),
             "extractors": {name: dict(e.conditions) for name, e in extractors.items()},
             "metrics": {name: metric_options(metric) for name, metric in self.metrics.items()},
-            "batch_size": self.batch_size,
-        }
-
-    def _pass(self, source: ImageSource, rows: Sequence[FeatureRows], num: int, what: str) -> None:
-        """One pass over this process's share of the images, for all extractors; process 0 then has all rows."""
-        share = self.world.share(num, self.batch_size)
-        block = -(-BLOCK // self.batch_size) * self.batch_size
-        for start in range(share.start, share.stop, block):
-            stop = min(start + block, share.stop)
-            keys = [self._key(some, source, start, stop) for some in rows]
-            kept = [None if self.cache is None else self.cache.get(key) for key in keys]
-            if any(found is None for found in kept):
-                kept = list(self._extract(source, rows, range(start, stop), share, what))
-            else:
-                self.on_progress(what, stop - share.start, len(share), "images")
-            for some, key, found in zip(rows, keys, kept, strict=True):
-                assert found is not None
-                some.add(found)
-                if self.cache is not None:
-                    self.cache.put(key, found)
-                    self._kept_for[what] = [*self._kept_for.get(what, []), key]
-        counts = [len(part) for part in self.world.shares(num, self.batch_size)]
-        for some in rows:
-            some.gather(self.world, counts)
-
-    def _extract(
-        self, source: ImageSource, rows: Sequence[FeatureRows], block: range, share: range, what: str
-    ) -> Iterator[dict[str, Tensor]]:
-        parts = [FeatureRows(some.extractor, some.taps) for some in rows]
-        for images in source.batches(self.batch_size, block.start, block.stop):
-            for part in parts:
-                part.add(part.extract(images))
-            self.on_progress(what, block.start - share.start + parts[0].num, len(share), "images")
-        for part in parts:
-            yield {tap: part.values(tap) for tap in part.taps}
-
-    def _key(self, rows: FeatureRows, source: ImageSource, start: int, stop: int) -> dict[str, Any]:
-        """Everything that a block of features depends on, as far as the same bits are wanted again."""
-        return {
-            "extractor": rows.extractor.name,
-            "conditions": dict(rows.extractor.conditions),
-            "taps": sorted(rows.taps),
-            "source": source.sha256,
-            "images": [start, stop, self.batch_size],
-            "versions": [version(), torch.__version__],
+            "batch_size": self.passes.batch_size,
         }
 
     def _extractor(self, metric: Metric) -> Extractor:
@@ -255,41 +220,76 @@ class Evaluator:
                 taps.append(tap)
         return wanted
 
-    def _stored(self, metric: Metric) -> bool:
-        """Whether the reference file holds the statistics that this metric needs."""
+    def _stored(self, name: str, side: Side) -> bool:
+        """Whether the side's file holds the statistics that this metric needs."""
+        metric = self.metrics[name]
         extractor = self._extractor(metric)
-        names = STORED.get(tap_of(metric, extractor), ("",))
-        return metric.accepts_statistics and extractor is self.inception and self.reference.stores(names)
+        return metric.accepts_statistics and extractor is self.inception and side.stores(tap_of(metric, extractor))
 
-    def _needs_images(self, metric: Metric) -> bool:
-        return metric.needs_reference and not self._stored(metric)
+    def _needs_images(self, name: str, reference: Side) -> bool:
+        return self.metrics[name].needs_reference and not self._stored(name, reference)
 
-    def _reference_side(self, metric: Metric, extractor: Extractor, tap: str) -> Features | Statistics | None:
+    def _sample_side(self, name: str, label: Tensor | None) -> Features | Statistics:
+        metric = self.metrics[name]
+        extractor = self._extractor(metric)
+        tap = tap_of(metric, extractor)
+        if self.samples is not None and self._stored(name, self.samples):
+            return self.samples.statistics(tap, extractor)
+        rows = self._rows[extractor.name]
+        if rows.num == 0:
+            raise UsageError("there are no samples yet. Call update first.")
+        if label is not None and len(label) != rows.num:
+            raise UsageError(f"{len(label)} labels came with {rows.num} images: give one each, or none at all.")
+        return rows.features(tap, label)
+
+    def _reference_side(self, name: str) -> Features | Statistics | None:
+        metric = self.metrics[name]
+        extractor = self._extractor(metric)
+        tap = tap_of(metric, extractor)
         if not metric.needs_reference:
             return None
-        if self._stored(metric):
-            return self.reference.statistics(STORED[tap], f"{extractor.name}.{tap}")
+        if self._stored(name, self.reference):
+            return self.reference.statistics(tap, extractor)
         return self.reference.rows[extractor.name].features(tap, self.reference.label())
 
-    def _leave_out_what_the_reference_cannot_serve(self, asked: Sequence[str | Metric]) -> None:
+    def _leave_out(self, side: Side, lacking: Sequence[str]) -> None:
         """A file of statistics alone has no images: the default metrics that need some are left out, with a note."""
-        if self.reference.has_images():
+        for tap in STORED:
+            if self.inception is not None and side.stores(tap):
+                side.statistics(tap, self.inception)  # refuses another width before any work
+        if side.source is not None or not lacking:
             return
-        lacking = [name for name, metric in self.metrics.items() if self._needs_images(metric)]
         if not set(lacking) <= set(DEFAULT_METRICS) or len(lacking) == len(self.metrics):
             raise DataError(
-                f"{self.reference.name} holds statistics and no images, which {', '.join(lacking)} need. "
-                "Give a reference with images."
+                f"{side.name} holds statistics and no images, which {', '.join(lacking)} need. Give a file with images."
             )
         for name in lacking:
             del self.metrics[name]
-        if lacking:
-            self.notes.append(f"{self.reference.name} holds statistics and no images: {', '.join(lacking)} left out")
+        self.notes.append(f"{side.name} holds statistics and no images: {', '.join(lacking)} left out")
 
 
-def _inception(
+def _refuse_what_cannot_be_named(metrics: Mapping[str, Metric]) -> None:
+    """Each score has one name: two metrics of a kind in the same features, or one without a meaning, are refused."""
+    if any(isinstance(metric, LabelAccuracy) and metric.extractor is None for metric in metrics.values()):
+        raise UsageError(
+            "label_accuracy needs a classifier of these classes, which Inception is not. "
+            "Write label_accuracy:extractor=(classifier:path=...)."
+        )
+    seen: dict[tuple[type, str], str] = {}
+    for name, metric in metrics.items():
+        kind = type(metric), metric.extractor.name if metric.extractor is not None else ""
+        if kind in seen:
+            raise UsageError(
+                f"{one_line(seen[kind], 80)} and {one_line(name, 80)} would give scores of the same name. "
+                "Ask for them in two calls."
+            )
+        seen[kind] = name
+
+
+def inception_extractor(
     weights: str | Path | None, allow_other: bool, precision: str, compile: bool, device: str | torch.device
 ) -> Extractor:
+    """The Inception network of these weights, as a metric without an extractor of its own reads it."""
     build = lookup.find("metrics.extractors", "inception")
     extractor: Extractor = build(weights, allow_other, precision=precision, compile=compile, device=device)
     return extractor

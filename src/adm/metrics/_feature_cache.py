@@ -12,8 +12,7 @@ from torch import Tensor
 
 from adm.checkpoints import format as checkpoint_format
 from adm.runtime import files
-from adm.runtime.errors import AdmError, DamagedError
-from adm.runtime.text import one_line
+from adm.runtime.errors import DamagedError, ResourceError, UsageError
 
 __all__ = ["FeatureCache"]
 
@@ -40,24 +39,20 @@ class FeatureCache:
             return None
 
     def put(self, key: Mapping[str, Any], rows: Mapping[str, Tensor]) -> None:
-        """Keep the rows. Raises ResourceError when the disk is full."""
-        block = self._path(key)
-        if not block.exists():
-            checkpoint_format.save(block, tensors={"features": dict(rows)}, documents={"key": dict(key)})
-
-    def forget(self, key: Mapping[str, Any]) -> None:
-        """Remove the block if it is there."""
+        """Keep the rows. Raises ResourceError when the directory cannot hold them."""
         block = self._path(key)
         if block.exists():
-            files.remove(block)
-
-    def usable(self) -> str | None:
-        """None, or why nothing can be written here."""
+            return
         try:
-            files.require_writable(self.directory / "probe")
-        except AdmError as error:
-            return one_line(error)
-        return None
+            checkpoint_format.save(block, tensors={"features": dict(rows)}, documents={"key": dict(key)})
+        except UsageError as error:
+            if not block.exists():  # otherwise another process was faster, with the same rows
+                raise ResourceError(str(error)) from error
+
+    def forget(self, key: Mapping[str, Any] | None) -> None:
+        """Remove the block if it is there."""
+        if key is not None and self._path(key).exists():
+            files.remove(self._path(key))
 
     def _path(self, key: Mapping[str, Any]) -> Path:
         text = json.dumps(key, sort_keys=True, default=str)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from adm.metrics._extractor import Extractor
 from adm.metrics._features import Features, image_tensor
-from adm.runtime.distributed import World
 from adm.runtime.errors import DataError
 
 __all__ = ["FeatureRows"]
@@ -63,10 +62,3 @@ class FeatureRows:
         values = self.values(tap)
         predicted = values.argmax(dim=1) if tap == "logits" else None
         return Features(values, f"{self.extractor.name}.{tap}", label=label, predicted=predicted)
-
-    def gather(self, world: World, counts: Sequence[int]) -> None:
-        """Afterwards process 0 has the rows of all processes, in the order of the ranks; the others have none."""
-        for tap, chunks in self._chunks.items():
-            gathered = world.gather(self.values(tap), counts)
-            chunks[:] = [] if gathered is None else [gathered]
-        self.num = sum(counts) if world.rank == 0 else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from adm.runtime.errors import UsageError
@@ -11,9 +13,14 @@ __all__ = ["pick_device"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The named device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps. Else ``UsageError``."""
+    """The named device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps. Else ``UsageError``.
+
+    Under torchrun cuda without a number is the one of this process's LOCAL_RANK.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    if name == "cuda" and os.environ.get("LOCAL_RANK", "").isdecimal() and torch.cuda.device_count() > 0:
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # each process of torchrun its own
     try:
         device = torch.device(name)
     except RuntimeError:

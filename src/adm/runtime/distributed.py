@@ -6,8 +6,9 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,9 @@ from adm.runtime.text import one_line
 
 __all__ = ["World", "join"]
 
-TIMEOUT = timedelta(minutes=30)
+MEETING = timedelta(minutes=5)
+WORKING = timedelta(hours=12)
+"""How long one process waits for what another is still computing; one that is gone is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    _group: Any = field(default=None, repr=False, compare=False)
 
     def share(self, num: int, block: int = 1) -> range:
         """The part of 0..num-1 that is this process's: contiguous, and cut at multiples of `block`.
@@ -55,17 +59,19 @@ class World:
         peer = 0
         try:
             if self.rank > 0:
-                distributed.send(rows, dst=0)
+                if len(rows) > 0:
+                    distributed.send(rows, dst=0, group=self._group)
                 return None
             gathered = rows.new_empty((sum(counts), *rows.shape[1:]))
             *parts, _ = gathered.tensor_split(list(itertools.accumulate(counts)))
             parts[0].copy_(rows)
             for peer in range(1, self.size):
-                distributed.recv(parts[peer], src=peer)
+                if counts[peer] > 0:
+                    distributed.recv(parts[peer], src=peer, group=self._group)
             return gathered
         except RuntimeError as error:
             raise PeerLostError(
-                f"process {peer} of {self.size} is gone ({one_line(error, 80)}). Read what it said, and start again."
+                f"process {peer} of {self.size} is gone. Read what it said before, and start all again."
             ) from error
 
 
@@ -81,7 +87,8 @@ def join() -> Iterator[World]:
     if size <= 1:
         yield World()
         return
-    if not 0 <= rank < size or "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+    port = os.environ.get("MASTER_PORT", "")
+    if not 0 <= rank < size or "MASTER_ADDR" not in os.environ or not port.isdecimal():
         raise UsageError(
             f"WORLD_SIZE={size} asks for many processes, but RANK, MASTER_ADDR or MASTER_PORT do not fit. "
             "Start with torchrun, or unset WORLD_SIZE."
@@ -89,11 +96,15 @@ def join() -> Iterator[World]:
     from torch import distributed
 
     try:
-        distributed.init_process_group("gloo", timeout=TIMEOUT)
-    except RuntimeError as error:
-        raise PeerLostError(f"the {size} processes did not meet: {one_line(error, 120)}. Start all again.") from error
+        distributed.init_process_group("gloo", timeout=MEETING)
+        group = distributed.new_group(backend="gloo", timeout=WORKING)
+    except (RuntimeError, ValueError) as error:
+        raise PeerLostError(
+            f"the {size} processes did not meet at MASTER_ADDR={one_line(os.environ['MASTER_ADDR'], 40)}, "
+            f"MASTER_PORT={one_line(os.environ['MASTER_PORT'], 10)} ({one_line(error, 100)}). Start all again."
+        ) from error
     try:
-        yield World(rank, size)
+        yield World(rank, size, group)
     finally:
         distributed.destroy_process_group()
 

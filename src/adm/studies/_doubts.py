@@ -9,6 +9,8 @@ import numpy as np
 
 from adm.data import ImageSource
 from adm.metrics._evaluator import Evaluator
+from adm.metrics.inception_score import InceptionScore
+from adm.metrics.precision_recall import PrecisionRecall
 
 __all__ = ["doubts"]
 
@@ -17,20 +19,38 @@ SPLIT_SIZE = 5000
 
 
 def doubts(
-    evaluator: Evaluator, samples: ImageSource, num: int, difference: Mapping[str, float] | None = None
+    evaluator: Evaluator, samples: ImageSource | None, num: int, difference: Mapping[str, float] | None = None
 ) -> list[str]:
     """What keeps these numbers from being compared with published ones.
 
     difference: by tap, how far the Inception network's features are from those of the plain float32 one.
     """
+    found = []
+    if evaluator.inception is not None and "@" in evaluator.inception.name and evaluator.stores_statistics():
+        found.append(
+            "a file stores statistics of the released Inception weights, and these are others: "
+            "the two sides compare only if the stored ones were made with the same"
+        )
+    if any(
+        isinstance(m, PrecisionRecall) and not m.extractor and m.precision != "fp16" for m in evaluator.metrics.values()
+    ):
+        found.append("precision and recall are in fp32; published ones are in float16, a few thousandths higher")
+    if difference:
+        measured = ", ".join(f"{tap} {value:.1g}" for tap, value in difference.items())
+        found.append(f"the Inception network is not the plain float32 one: its features differ by up to {measured}")
+    return found if samples is None else found + _doubts_of_images(evaluator, samples, num)
+
+
+def _doubts_of_images(evaluator: Evaluator, samples: ImageSource, num: int) -> list[str]:
     reference = evaluator.reference.source
     found = []
-    if num < ENOUGH:
+    if num < ENOUGH and any(m.accepts_statistics or isinstance(m, InceptionScore) for m in evaluator.metrics.values()):
         found.append(
             f"{num:,} samples: FID, sFID and Inception Score depend on the number, and papers use 50,000. "
             "Compare only equal numbers of images"
         )
-    if reference is not None and evaluator.uses_reference_images() and reference.num < ENOUGH:
+    counted = any(hasattr(metric, "k") for metric in evaluator.metrics.values())
+    if reference is not None and counted and reference.num < ENOUGH:
         known = (
             " (the published 512-pixel reference has 1,000)"
             if (reference.num, reference.shape[0]) == (1000, 512)
@@ -52,14 +72,6 @@ def doubts(
     request = samples.conditions.get("request")
     if isinstance(request, Mapping) and request.get("weights") == "model":
         found.append("the samples were made with the weights of the last step, not the averaged ones (EMA)")
-    if evaluator.inception is not None and "@" in evaluator.inception.name and evaluator.reference.stored:
-        found.append(
-            "the reference stores statistics of the released Inception weights, and these are others: "
-            "the two sides compare only if the stored ones were made with the same"
-        )
-    if difference:
-        measured = ", ".join(f"{tap} {value:.1g}" for tap, value in difference.items())
-        found.append(f"the Inception network is not the plain float32 one: its features differ by up to {measured}")
     return found
 
 

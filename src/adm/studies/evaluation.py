@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,21 +10,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adm.data import ImageSource, open_images
-from adm.metrics import Metric
-from adm.metrics._evaluator import BATCH_SIZE, DEFAULT_METRICS, Evaluator, Progress, Scores
+from adm.data import ImageSource
+from adm.metrics import Metric, NearestReport, Statistics, _evaluator
+from adm.metrics._evaluator import BATCH_SIZE, DEFAULT_METRICS, Evaluator, Scores
 from adm.metrics._feature_cache import FeatureCache
-from adm.metrics._reference import source_conditions
+from adm.metrics._passes import BLOCK, Progress
+from adm.metrics._rows import FeatureRows
+from adm.metrics._side import Side
 from adm.metrics.extractors.inception import InceptionExtractor
-from adm.metrics.label_accuracy import LabelAccuracy
 from adm.runtime.distributed import World
 from adm.runtime.errors import DataError, UsageError
 from adm.runtime.text import split_list
 from adm.runtime.version import version
 from adm.studies._doubts import doubts
+from adm.studies._early_checks import refuse_what_cannot_work
 from adm.studies._nearest_picture import nearest_picture
 
-__all__ = ["evaluate", "metric_specs", "reference_statistics", "score_lines"]
+__all__ = ["evaluate", "metric_specs", "reference_statistics", "score_lines", "with_defaults"]
 
 ORIGINAL_ORDER = {
     "inception_score": "Inception Score",
@@ -79,21 +82,25 @@ def evaluate(
         world=world,
         cache=None if cache is None else FeatureCache(Path(cache)),
     )
-    source = open_images(samples) if isinstance(samples, str | Path) else samples
-    count = source.num if num is None else num
-    if not 0 < count <= source.num:
-        raise DataError(
-            f"{source.name} holds {source.num:,} images, {count:,} were asked for. Make more, or ask for fewer."
-        )
-    if source.labels is None and any(isinstance(m, LabelAccuracy) for m in evaluator.metrics.values()):
-        raise DataError(f"{source.name} holds no labels, which label_accuracy needs. Give arr_1, or a labels.csv.")
-    difference = difference_from_exact(evaluator, source)
+    side = Side(samples)
+    source = side.source
+    count = 0 if source is None else source.num if num is None else num
+    difference: dict[str, float] = {}
+    if source is not None:
+        if not 0 < count <= source.num:
+            raise DataError(
+                f"{source.name} holds {source.num:,} images, {count:,} were asked for. Make more, or ask for fewer."
+            )
+        refuse_what_cannot_work(evaluator, source, count)
+        difference = difference_from_exact(evaluator, source)
+    elif num is not None:
+        raise DataError(f"{side.name} holds statistics and no images, of which {num} were asked for. Leave out num.")
     evaluator.prepare_reference()
-    evaluator.consume(source, count)
+    evaluator.consume(side, num)
     scores = evaluator.compute()
     evaluator.forget_samples()
     conditions = evaluator.conditions() | {
-        "samples": source_conditions(source) | {"num_used": count},
+        "samples": side.conditions() | {"num_used": count or None},
         "device": str(device),
         "versions": {
             "adm": version(),
@@ -104,14 +111,28 @@ def evaluate(
     }
     if difference:
         conditions["difference_from_float32"] = difference
+    pictures: dict[str, bytes] = {}
     report = evaluator.nearest_training_images()
-    if report is not None:
-        conditions["nearest"] = {
-            "quantiles": report.quantiles(),
-            "yardstick": "held-out images" if report.held_out else "each training image to the nearest other one",
-        }
-    pictures = {} if report is None else {"nearest": nearest_picture(report, source, evaluator.reference.images())}
-    return Scores(scores, conditions, [*evaluator.notes, *doubts(evaluator, source, count, difference)], pictures)
+    if report is not None and source is not None:
+        conditions["nearest"] = described(report)
+        pictures["nearest"] = nearest_picture(report, source, evaluator.reference.images())
+    return Scores(
+        scores,
+        conditions,
+        [*evaluator.notes, *evaluator.passes.notes, *doubts(evaluator, source, count, difference)],
+        pictures,
+    )
+
+
+def described(report: NearestReport) -> dict[str, object]:
+    """What was found of memorised images, as JSON: a ratio without a finite value is None."""
+    return {
+        "quantiles": {
+            name: {key: value if math.isfinite(value) else None for key, value in row.items()}
+            for name, row in report.quantiles().items()
+        },
+        "yardstick": "held-out images" if report.held_out else "each training image to the nearest other one",
+    }
 
 
 def difference_from_exact(evaluator: Evaluator, samples: ImageSource) -> dict[str, float]:
@@ -132,18 +153,22 @@ def reference_statistics(
     on_progress: Progress = lambda what, done, total, note: None,
 ) -> dict[str, np.ndarray]:
     """mu, sigma, mu_s, sigma_s of Inception's features of all images, float64, as a reference file stores them."""
-    evaluator = Evaluator(
-        source,
-        ("fid", "sfid"),
-        weights=weights,
-        allow_other_weights=allow_other_weights,
-        batch_size=batch_size,
-        device=device,
-        on_progress=on_progress,
-    )
-    evaluator.prepare_reference()
-    (rows,) = evaluator.reference.rows.values()
-    pool, spatial = (rows.features(tap, None).statistics() for tap in ("pool", "spatial"))
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}: must be at least 1.")
+    extractor = _evaluator.inception_extractor(weights, allow_other_weights, "float32", False, device)
+    taps = ("pool", "spatial")
+    totals: dict[str, Statistics] = {}
+    done = 0
+    for block in range(0, source.num, BLOCK):
+        rows = FeatureRows(extractor, taps)
+        for images in source.batches(batch_size, block, min(block + BLOCK, source.num)):
+            rows.add(rows.extract(images))
+            done += len(images)
+            on_progress("statistics", done, source.num, "images")
+        for tap in taps:
+            part = Statistics.of(rows.values(tap), f"{extractor.name}.{tap}")
+            totals[tap] = totals[tap].merge(part) if tap in totals else part
+    pool, spatial = totals["pool"], totals["spatial"]
     return {
         "mu": pool.mean.numpy(),
         "sigma": pool.cov.numpy(),
@@ -178,3 +203,9 @@ def metric_specs(words: Sequence[str]) -> list[str]:
             elif piece.strip():
                 specs.append(piece.strip())
     return specs
+
+
+def with_defaults(asked: Sequence[str]) -> list[str]:
+    """The default metrics and those asked for; one of them asked for with options takes the default's place."""
+    own = {spec.partition(":")[0] for spec in asked if "extractor=" not in spec}
+    return [*(name for name in DEFAULT_METRICS if name not in own), *asked]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ class InceptionExtractor:
     """
 
     taps = ("pool", "spatial", "logits")
+    widths: ClassVar = {"pool": 2048, "spatial": 2023, "logits": 1008}
 
     def __init__(
         self,
