@@ -29,9 +29,9 @@ def test_there_and_back_on_the_command_line(tmp_path: Path, capsys: pytest.Captu
     assert main(["convert", PT, "models/a", "--flags", FLAGS]) == 0
     assert capsys.readouterr() == ("models/a\n", "")
     assert main(["convert", "models/a", "b.pt", "--to", "openai"]) == 0
-    path, words = capsys.readouterr().out.splitlines()
-    assert path == "b.pt" and words.startswith("the original code loads it with --image_size 16 --num_channels 32")
-    assert main(["convert", "b.pt", "c", "--flags", words.removeprefix("the original code loads it with ")]) == 0
+    path, _, words = capsys.readouterr().out.splitlines()
+    assert path == "b.pt" and words.startswith("--image_size 16 --num_channels 32")
+    assert main(["convert", "b.pt", "c", "--flags", words]) == 0
     ours, again = (adm.load(name).network.state_dict() for name in ("models/a", "c"))
     assert all(torch.equal(ours[name], again[name]) for name in ours)
 
@@ -42,7 +42,7 @@ def test_keywords_are_printed_where_no_flags_are_enough(tmp_path: Path, capsys: 
     torch.save(weights, "own.pt")
     assert main(["convert", "own.pt", "a", "--flags", FLAGS]) == 0
     assert main(["convert", "a", "b.pt", "--to", "openai"]) == 0
-    words = capsys.readouterr().out.splitlines()[-1].removeprefix("the original code loads it with the keywords ")
+    words = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(words)["num_classes"] == 5
     Path("words.json").write_text(words)
     assert main(["convert", "b.pt", "c", "--flags", "words.json"]) == 0

@@ -42,7 +42,7 @@ DEFAULTS = {
         "batch": 128,
     },
     "sample": {"num": None, "labels": None, "steps": None, "sampler": "ddpm", "guidance": (), "seed": 0},
-    "reference": {"size": None, "num": 10_000, "seed": 0, "statistics": True, "weights": None},
+    "reference": {"size": None, "num": 10_000, "seed": 0, "no_statistics": False, "weights": None},
     "likelihood": {"num": None, "steps": None, "batch": 64, "out": None, "seed": 0},
 }
 

@@ -265,7 +265,7 @@ class Asked:
     def uses_reference_images(self) -> bool:
         return True
 
-    def stores_statistics(self) -> bool:
+    def has_statistics_of_other_weights(self) -> bool:
         return False
 
 

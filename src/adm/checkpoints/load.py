@@ -81,7 +81,10 @@ def locate(path: str | Path) -> Path:
         )
     if (path / ".metadata").exists() or (path / "data.pkl").exists():
         read_torch_file(path)  # says what such a directory is, and that it is never read
-    raise UsageError(f"{shown_path(path)}: holds neither a run nor a checkpoint. Give the directory that adm wrote.")
+    raise UsageError(
+        f"{shown_path(path)}: holds neither a run nor a checkpoint, nor model*.pt or ema_*.pt of the original trainer. "
+        "Give one of these directories."
+    )
 
 
 def locate_preset(path: Path) -> Path:

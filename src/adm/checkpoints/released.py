@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -188,7 +189,7 @@ def presets_of(structures: tuple[Structure, ...], name: str, *, but_for_classes:
 def unknown(file: Path, structure: Structure, candidates: list[Preset]) -> str:
     """Why a file that nothing is said of is refused, and how to say it."""
     where = shown_path(file)
-    convert = f"adm convert {one_line(file.name, 60)} DST"
+    convert = f"adm convert {shlex.quote(where)} DST"
     if candidates:
         names = ", ".join(preset.name for preset in candidates)
         return (

@@ -55,7 +55,8 @@ class Convert:
         if self.to == "openai":
             file, words = export(self.source, self.destination, self.flags, self.like, self.weights)
             print(shown_path(file))
-            print(f"the original code loads it with {'the keywords ' if words.startswith('{') else ''}{words}")
+            print(f"the original code loads it with {'the keywords' if words.startswith('{') else 'the flags'}")
+            print(words)
             return
         directory = convert(self.source, self.destination, self.flags, self.like, weights=self.weights)
         print(shown_path(directory))

@@ -95,7 +95,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, AdmError):
         return error.exit_code, one_line(error, 600)
     if isinstance(error, KeyboardInterrupt):
-        return StoppedError.exit_code, "interrupted; run the same command to continue."
+        return StoppedError.exit_code, "interrupted; run the same command again."
     if _is_out_of_memory(error):
         return (
             ResourceError.exit_code,

@@ -37,9 +37,9 @@ class Reference:
     ] = None
     num: Annotated[int, tyro.conf.arg(metavar="N", help="Images kept, for precision and recall.")] = 10_000
     seed: Annotated[int, tyro.conf.arg(help="Of which images are kept.")] = 0
-    statistics: Annotated[
+    no_statistics: Annotated[
         tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help="Leave out the Inception statistics of all images.")
-    ] = True
+    ] = False
     weights: Annotated[
         str | None, tyro.conf.arg(metavar="FILE", help="Inception weights; else $ADM_INCEPTION_WEIGHTS or the cache.")
     ] = None
@@ -56,10 +56,10 @@ class Reference:
         from adm.runtime.text import shown_path
 
         out = self._checked_out()
-        weights_sha256 = self._weights_sha256() if self.statistics else None
+        weights_sha256 = self._weights_sha256() if not self.no_statistics else None
         with stages() as shown:
             source = open_images(self.data, lambda done, total: shown("opening", done, total, ""), size=self.size)
-            statistics = self._statistics(source, shown) if self.statistics else None
+            statistics = self._statistics(source, shown) if not self.no_statistics else None
             kept = subset(source, self.num, self.seed)
             write_reference(out, kept, statistics)
         description = {"sha256": files.sha256_file(out)} | self._description(source, kept, weights_sha256)
@@ -86,7 +86,7 @@ class Reference:
             raise UsageError("reference runs in one process, and WORLD_SIZE asks for many. Start it without torchrun.")
         if self.size is not None and self.size < 1:
             raise UsageError(f"--size {self.size}: images have 1 pixel or more. Give the size of your samples.")
-        if not self.statistics and self.weights is not None:
+        if self.no_statistics and self.weights is not None:
             raise UsageError("--weights are for the statistics, which --no-statistics leaves out. Drop one of them.")
         for path in (out, out.with_suffix(".json")):
             if path.exists():

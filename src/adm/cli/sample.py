@@ -39,7 +39,7 @@ class Sample:
 
     model: Annotated[
         tyro.conf.Positional[str],
-        tyro.conf.arg(metavar="MODEL", help="A run, a checkpoint, or a released model such as openai/imagenet64."),
+        tyro.conf.arg(metavar="MODEL", help="A run, a checkpoint, a released model (openai/imagenet64), or its .pt."),
     ]
     out: Annotated[str, tyro.conf.arg(metavar="DIR", help="A directory for PNGs, or a file.npz in OpenAI's layout.")]
     num: Annotated[

@@ -190,9 +190,15 @@ class Evaluator:
         """Whether a metric compares with the reference's images themselves, not with statistics that it stores."""
         return any(self._needs_images(name, self.reference) for name in self.metrics)
 
-    def stores_statistics(self) -> bool:
-        """Whether one of the sides came with statistics."""
-        return bool(self.reference.stored) or (self.samples is not None and bool(self.samples.stored))
+    def has_statistics_of_other_weights(self) -> bool:
+        """Whether a side came with statistics that need not be of this Inception network: those that do not say of
+        which weights they are, are taken to be of the published ones."""
+        if self.inception is None:
+            return False
+        published = "@" not in self.inception.name
+        ours = self.inception.conditions.get("weights_sha256")
+        sides = [side for side in (self.reference, self.samples) if side is not None and side.stored]
+        return any(not published if s.stored_weights is None else s.stored_weights != ours for s in sides)
 
     def conditions(self) -> dict[str, Any]:
         """What the scores depend on, but for the samples: reference, extractors, options of the metrics."""

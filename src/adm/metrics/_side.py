@@ -13,7 +13,8 @@ from adm.data import ImageSource, NoImagesError, open_images, stored_statistics
 from adm.metrics._extractor import Extractor
 from adm.metrics._features import Statistics
 from adm.metrics._rows import FeatureRows
-from adm.runtime.errors import DataError
+from adm.runtime import files
+from adm.runtime.errors import AdmError, DataError
 
 __all__ = ["STORED", "Side", "source_conditions"]
 
@@ -28,9 +29,12 @@ class Side:
         self.source: ImageSource | None = None
         self.stored: dict[str, np.ndarray] = {}
         self.rows: dict[str, FeatureRows] = {}
+        self.stored_weights: str | None = None
         if isinstance(images, str | Path):
             self.name = Path(images).name
             self.stored = (stored_statistics(images) or {}) if Path(images).is_file() else {}
+            if self.stored:
+                self.stored_weights = _weights_of(Path(images))
             try:
                 self.source = open_images(images)
             except NoImagesError:
@@ -79,3 +83,16 @@ def source_conditions(source: ImageSource) -> dict[str, Any]:
         "sha256": source.sha256,
         "labels": source.labels is not None,
     } | dict(source.conditions)
+
+
+def _weights_of(path: Path) -> str | None:
+    """The sha256 of the Inception weights with which `adm reference` made the statistics, as the JSON beside says."""
+    try:
+        said = files.read_json(path.with_suffix(".json"))
+    except AdmError:
+        return None
+    statistics = said.get("statistics") if isinstance(said, dict) else None
+    if not isinstance(statistics, dict) or said.get("sha256") != files.sha256_file(path):
+        return None
+    found = statistics.get("weights_sha256")
+    return found if isinstance(found, str) else None

@@ -16,6 +16,8 @@ __all__ = ["KID"]
 class KID:
     """{"kid": mean over subsets of the unbiased MMD^2 under the kernel (x.y / D + 1)^3, "kid_std": their spread}.
 
+    Sets that are no larger than a subset are compared whole, and have no spread.
+
     Its expectation does not depend on the number of images, so it serves where there are too few for FID, and around
     0 it may be negative. ``num_subsets`` subsets of ``subset_size`` rows are drawn from each side without
     replacement, a function of ``seed``; of a side with fewer rows all are taken. In float64. Raises UsageError for
@@ -48,7 +50,9 @@ class KID:
             ],
             dtype=torch.float64,
         )
-        scores = {"kid": float(distances.mean()), "kid_std": float(distances.std(correction=0))}
+        scores = {"kid": float(distances.mean())}
+        if len(distances) > 1:
+            scores["kid_std"] = float(distances.std(correction=0))
         return named(scores, self.extractor)
 
     def _subset(self, side: Features, stream: str, index: int) -> Tensor:

@@ -26,10 +26,10 @@ def doubts(
     difference: by tap, how far the Inception network's features are from those of the plain float32 one.
     """
     found = []
-    if evaluator.inception is not None and "@" in evaluator.inception.name and evaluator.stores_statistics():
+    if evaluator.inception is not None and evaluator.has_statistics_of_other_weights():
         found.append(
-            "a file stores statistics of the released Inception weights, and these are others: "
-            "the two sides compare only if the stored ones were made with the same"
+            "stored statistics are of other Inception weights than these, or do not say of which: "
+            "the two sides compare only if they are of the same"
         )
     if any(
         isinstance(m, PrecisionRecall) and not m.extractor and m.precision != "fp16" for m in evaluator.metrics.values()

@@ -68,6 +68,9 @@ def evaluate(
     error by the jackknife over 20 blocks of samples. Raises UsageError
     before any work when weights are missing, DataError and DamagedError for files that cannot be used.
     """
+    for path in (reference, samples):
+        if isinstance(path, str | Path) and not Path(path).exists():
+            Side(path)  # built-in data, or a line that says so before anything is loaded
     evaluator = Evaluator(
         reference,
         metrics,
