@@ -19,6 +19,7 @@ class NearestReport:
     ``distance`` (N, k), float64, ascending, root mean square differences in the unit of the features; ``index``
     (N, k), int64: which training images. ``baseline`` (M,): the same distance to the nearest one for real images,
     ``held_out`` ones or else the training images among themselves. ``copy_within``: below it a sample counts as a copy.
+    ``extractor``: in whose features.
     """
 
     distance: Tensor
@@ -26,6 +27,7 @@ class NearestReport:
     baseline: Tensor
     held_out: bool
     copy_within: float
+    extractor: str = "pixels"
 
     def quantiles(self, at: Sequence[float] = QUANTILES) -> dict[str, dict[str, float]]:
         """{"p05": {"sample": ..., "real": ..., "ratio": ...}, ...}: a ratio well below 1 is what memorising looks like.

@@ -68,4 +68,6 @@ class NearestDistance:
             baseline = (kth_neighbour(reference.values, 1, self.tile) / reference.values.shape[1]).sqrt()
         else:
             baseline, _ = nearest_neighbour(held_out.values, reference.values, self.tile)
-        return NearestReport(distance.cpu(), index.cpu(), baseline.cpu(), held_out is not None, self.copy_within)
+        return NearestReport(
+            distance.cpu(), index.cpu(), baseline.cpu(), held_out is not None, self.copy_within, self.extractor.name
+        )

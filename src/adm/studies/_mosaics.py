@@ -107,7 +107,7 @@ def nearest_images(blocks: Sequence[NeighbourBlock], unit: str = "grey levels") 
                     figure,
                     x,
                     top + band - between + 20,
-                    f"{distance:.0f}",
+                    f"{distance:.3g}",
                     align="center",
                     colour=MUTED,
                     size=8,

@@ -14,7 +14,7 @@ MAX_SHOWN = 192
 """Pixels of an image's side in a picture of several."""
 
 
-def nearest_picture(report: NearestReport, samples: ImageSource, training: ImageSource) -> bytes:
+def nearest_picture(report: NearestReport, samples: ImageSource, training: ImageSource, extractor: str) -> bytes:
     """A PNG: the samples that are nearest to a training image, and that image under each."""
     from adm.studies._mosaics import NeighbourBlock, nearest_images  # matplotlib, which no other number needs
 
@@ -27,7 +27,8 @@ def nearest_picture(report: NearestReport, samples: ImageSource, training: Image
         np.stack(nearest),
         [float(report.distance[k, 0]) for k in closest],
     )
-    return nearest_images([block])
+    unit = "grey levels" if extractor == "pixels" else extractor
+    return nearest_images([block], unit)
 
 
 def _image(source: ImageSource, index: int) -> np.ndarray:

@@ -118,7 +118,7 @@ def evaluate(
     report = evaluator.nearest_training_images()
     if report is not None and source is not None:
         conditions["nearest"] = described(report)
-        pictures["nearest"] = nearest_picture(report, source, evaluator.reference.images())
+        pictures["nearest"] = nearest_picture(report, source, evaluator.reference.images(), report.extractor)
     return Scores(
         scores,
         conditions,
