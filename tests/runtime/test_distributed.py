@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from adm.runtime.distributed import World, join
 from adm.runtime.errors import UsageError
+from processes import run_ranks
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
@@ -81,30 +77,12 @@ with join() as world:
 """
 
 
-def run(size: int, *words: str) -> list[subprocess.CompletedProcess[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in range(size):
-        environment = dict(os.environ, RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        environment |= {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", PROGRAM, *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, env=environment, text=True, **pipes))  # type: ignore[call-overload]
-    done = []
-    for process in started:
-        out, err = process.communicate(timeout=120)
-        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return done
-
-
 def test_rows_of_three_processes_arrive_in_order() -> None:
-    first, *others = run(3)
+    first, *others = run_ranks(PROGRAM, 3)
     assert first.stdout.strip() == str([float(i * i) for i in range(10)]), first.stderr
     assert all(p.returncode == 0 for p in (first, *others)), [p.stderr for p in others]
 
 
 def test_a_process_that_left_is_named() -> None:
-    first = run(2, "gone")[0]
+    first = run_ranks(PROGRAM, 2, "gone")[0]
     assert first.returncode == 7 and "LOST process 1 of 2 is gone" in first.stdout, first.stdout + first.stderr

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +18,7 @@ from adm.runtime.errors import DataError, UsageError
 from adm.studies._doubts import doubts
 from adm.studies.evaluation import metric_specs, reference_statistics, score_lines, with_defaults
 from adm.studies.evaluation_selftest import CHECKS
+from processes import run_ranks
 
 PIXELS = ["frechet:extractor=pixels"]  # needs no weights
 
@@ -189,19 +186,9 @@ with join() as world:
 
 
 def evaluated_by(size: int, batch_size: int) -> dict[str, float]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in range(size):
-        environment = dict(os.environ, RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        command = [sys.executable, "-c", PROGRAM, str(batch_size)]
-        started.append(
-            subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        )
-    outputs = [process.communicate(timeout=200) for process in started]
-    assert all(process.returncode == 0 for process in started), outputs
-    found: dict[str, float] = json.loads(outputs[0][0].splitlines()[-1])
+    done = run_ranks(PROGRAM, size, str(batch_size))
+    assert all(process.returncode == 0 for process in done), done
+    found: dict[str, float] = json.loads(done[0].stdout.splitlines()[-1])
     return found
 
 

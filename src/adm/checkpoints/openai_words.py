@@ -28,12 +28,7 @@ def write_flags(spec: Spec) -> str:
         values |= {"noise_schedule": spec.noise_schedule, "diffusion_steps": spec.diffusion_steps}
     values["rescale_timesteps"] = spec.time_scale is not None
     text = " ".join(f"--{name} {shlex.quote(flag_text(value))}" for name, value in values.items())
-    try:
-        different = ", ".join(differences(read_flags(text, spec.kind), spec))
-    except UsageError as error:
-        different = str(error)
-    if different:
-        raise UsageError(f"no released flags express this network ({different}); keep it in our format")
+    _require_same(text, spec, "no released flags express this network")
     return text
 
 
@@ -69,13 +64,18 @@ def write_keywords(spec: Spec) -> dict[str, Any]:
     if not classifier:
         values |= {"sigma_small": True} if spec.variance == "small" else {}
         values |= {"predict_xstart": True} if spec.mean == "x0" else {}
+    _require_same(values, spec, "the original code cannot build this network")
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _require_same(words: str | dict[str, Any], spec: Spec, otherwise: str) -> None:
+    """Raises UsageError, naming what differs, unless the words read back as the spec."""
     try:
-        different = ", ".join(differences(read_flags(values, spec.kind), spec))
+        different = ", ".join(differences(read_flags(words, spec.kind), spec))
     except UsageError as error:
         different = str(error)
     if different:
-        raise UsageError(f"the original code cannot build this network ({different}); keep it in our format")
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        raise UsageError(f"{otherwise} ({different}); keep it in our format")
 
 
 def no_flag_for(spec: Spec) -> list[str]:
