@@ -93,3 +93,27 @@ class GaussianGuide:
     def grad_log_prob(self, x_t: Tensor, t: Time, label: Tensor) -> Tensor:
         alpha, sigma = self.schedule.alpha_sigma(t, x_t)
         return x_t / (alpha**2 * self.prior + sigma**2) - x_t / (alpha**2 * self.given + sigma**2)
+
+
+def linear_map(
+    denoiser: adm.Denoiser, chain: adm.Chain, sampler: adm.Sampler, cond: adm.Condition | None = None
+) -> tuple[float, float]:
+    """(gain, noise variance) of the affine map x_T -> x_0 that a sampler is on centred Gaussian data.
+
+    Rows of one batch are the probes: x_T = 1 without noise, and x_T = 0 with unit noise at one step each.
+    """
+    n = len(chain)
+    x = torch.zeros(n + 1, 1, 1, 1, dtype=torch.float64)
+    x[0] = 1
+
+    class Impulse:
+        def initial(self, shape):
+            raise AssertionError("the chain starts from x")
+
+        def at(self, i, shape, draw=0):
+            z = torch.zeros(shape, dtype=torch.float64)
+            z[i + 1] = 1
+            return z
+
+    out = adm.sample(denoiser, chain, sampler, Impulse(), x.shape, cond or adm.Condition(), x=x).flatten()
+    return float(out[0]), float((out[1:] ** 2).sum())

@@ -158,9 +158,13 @@ def settings_of(command: str) -> Any:
     from adm.studies.demo import DemoConfig
     from adm.training.defaults import default_config
 
+    if command == "plan train":
+        return default_config("diffusion", "digits", Digits("train"))
     if command.startswith("train "):
         return default_config(command.split()[1], "digits", Digits("train"))
-    return {"sample": SampleSettings, "demo": DemoConfig}[command]()
+    return {"sample": SampleSettings, "upsample": SampleSettings, "plan sample": SampleSettings, "demo": DemoConfig}[
+        command
+    ]()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
@@ -221,7 +225,10 @@ def identifier_exists(code: str) -> bool:
     return any(match[2] is None or has(owner, match[2]) for owner in owners)
 
 
-WORDS = ("PYTHONPATH", "arr_0", "arr_1")
+WORDS = (
+    *("PYTHONPATH", "arr_0", "arr_1", "base_samples", "use_kl", "save_to_disk", "Thumbs", "Zoo", "MANIFEST"),
+    *("accuracy_top5", "accuracy_standard_error", "at_t0", "calibrated_scale", "training_loss"),
+)
 """Words in backticks that look like names in the code and are something else."""
 
 

@@ -12,7 +12,7 @@ NAMES = {
     *("Chain", "Condition", "DDIM", "DDPM", "ClassifierGuidance", "Clip", "Denoiser", "DiffusionModel", "Features"),
     *("Guidance", "Link", "LossTerms", "Metric", "Noise", "NoisyClassifier", "Objective", "Prediction"),
     *("RecordedNoise", "Sampler", "Schedule", "SeededNoise", "State", "Statistics", "convert", "cosine", "generate"),
-    *("guide", "linear", "load", "sample", "spaced", "strided", "Evaluator", "evaluate"),
+    *("guide", "linear", "load", "sample", "spaced", "strided", "Evaluator", "evaluate", "edm", "flow"),
 }
 
 

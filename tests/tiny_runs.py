@@ -17,7 +17,14 @@ import torch
 from adm.checkpoints.model_document import ScheduleConfig
 from adm.nn import ClassifierConfig, UNetConfig
 from adm.runtime.config import override
-from adm.training.config import ClassifierTraining, DataConfig, DiffusionTraining, LoopConfig, TrainConfig
+from adm.training.config import (
+    ClassifierTraining,
+    DataConfig,
+    DiffusionTraining,
+    LoopConfig,
+    TrainConfig,
+    UpsamplerTraining,
+)
 from adm.training.run import train
 from faults import faults
 
@@ -71,6 +78,9 @@ def tiny(job: str, *settings: str) -> TrainConfig:
         config: TrainConfig = ClassifierTraining(
             "classifier", data, ClassifierConfig(num_classes=2, **NETWORK), SCHEDULE, loop=loop
         )
+    elif job == "upsampler":
+        network = UNetConfig(out_channels=2, num_classes=2, low_res_channels=1, **NETWORK)
+        config = UpsamplerTraining("upsampler", data, network, SCHEDULE, loop=loop, low_res_size=4)
     else:
         network = UNetConfig(out_channels=2, num_classes=2, **NETWORK)
         config = DiffusionTraining("diffusion", data, network, SCHEDULE, loop=loop)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adm.diffusion.losses import LossTerms
     from adm.diffusion.model import Denoiser, DiffusionModel, NoisyClassifier
     from adm.diffusion.prediction import Prediction
-    from adm.diffusion.schedule import Schedule, cosine, linear, spaced, strided
+    from adm.diffusion.schedule import Schedule, cosine, edm, flow, linear, spaced, strided
     from adm.guidance import Guidance, guide
     from adm.guidance.classifier import ClassifierGuidance
     from adm.guidance.clip import Clip
@@ -53,7 +53,9 @@ _HOMES = {
     "Statistics": "adm.metrics",
     "convert": "adm.checkpoints.convert",
     "cosine": "adm.diffusion.schedule",
+    "edm": "adm.diffusion.schedule",
     "evaluate": "adm.studies.evaluation",
+    "flow": "adm.diffusion.schedule",
     "generate": "adm.studies.generate",
     "guide": "adm.guidance",
     "linear": "adm.diffusion.schedule",
@@ -93,7 +95,9 @@ __all__ = [
     "Statistics",
     "convert",
     "cosine",
+    "edm",
     "evaluate",
+    "flow",
     "generate",
     "guide",
     "linear",

@@ -189,9 +189,31 @@ def test_a_file_that_is_no_checkpoint_is_refused_as_damaged(tmp_path: Path) -> N
         adm.load(tmp_path / "thing")
 
 
-def test_weights_are_ema_or_model(runs) -> None:
-    with pytest.raises(UsageError, match=r"weights 'best': choose ema .averaged. or model"):
-        adm.load(runs["diffusion"], weights="best")
+@pytest.mark.parametrize("weights", ["best", "ema-0", "ema-", "optimizer", "ema/../model"])
+def test_weights_are_an_average_or_the_model(weights: str, runs) -> None:
+    with pytest.raises(UsageError, match=r"weights '.*': choose ema .averaged., ema-1 .* or model"):
+        adm.load(runs["diffusion"], weights=weights)
+
+
+def test_each_average_of_a_run_is_loaded_by_its_name(tmp_path: Path) -> None:
+    run(tiny("diffusion", "loop.steps=3", "ema.others=16.97,0"), tmp_path / "run")
+    stored = checkpoint_format.load(tmp_path / "run" / "checkpoints" / "step-00000003").tensors
+    for group in ("ema", "ema-1", "ema-2", "model"):
+        loaded = adm.load(tmp_path / "run", weights=group).network.state_dict()
+        assert all(torch.equal(value, stored[group][name]) for name, value in loaded.items())
+    some = next(iter(loaded))
+    assert len({stored[group][some].double().sum().item() for group in stored if group.startswith("ema")}) == 3
+    with pytest.raises(UsageError, match=r"has no weights 'ema-3'. Choose ema or ema-1 or ema-2 or model"):
+        adm.load(tmp_path / "run", weights="ema-3")
+
+
+def test_what_holds_averages_alone_has_no_weights_of_the_last_step(tmp_path: Path) -> None:
+    model = diffusion_model(adm.cosine(10))
+    weights = dict(model.network.state_dict())
+    checkpoint_format.save(tmp_path / "m", tensors={"ema": weights}, documents={"model": describe_model(model)})
+    assert torch.equal(adm.load(tmp_path / "m").network.state_dict()[(name := next(iter(weights)))], weights[name])
+    with pytest.raises(UsageError, match=r"m: has no weights 'model'. Choose ema"):
+        adm.load(tmp_path / "m", weights="model")
 
 
 def test_a_model_is_built_without_its_weights_on_no_device() -> None:

@@ -7,10 +7,18 @@ import pytest
 
 from adm.cli.main import commands
 
-TRAIN = ["--data", "--out", "--from", "--steps", "--batch", "--image-size", "--seed", "--device", "--set"]
+TRAIN = [
+    *("--data", "--out", "--from", "--preset", "--labels-from", "--steps", "--batch", "--image-size"),
+    *("--seed", "--device", "--set"),
+]
 FLAGS = {
     "convert": ["SRC", "DST", "--flags", "--like", "--to", "--weights"],
+    "data check": ["PATH", "--labels-from", "--image-size", "--out"],
+    "data pack": [
+        *("PATH", "DST", "--image-size", "--channels", "--labels-from", "--skip-bad", "--for-random-crop"),
+    ],
     "demo": ["--out", "--device", "--set"],
+    "ema": ["RUN", "--std", "--out", "--step"],
     "evaluate": [
         *("REF", "SAMPLES", "--metrics", "--only", "--error-bars", "--weights", "--allow-other-weights", "--num"),
         *("--out", "--inception-precision", "--compile", "--batch", "--no-cache", "--selftest", "--device"),
@@ -19,6 +27,11 @@ FLAGS = {
     "models get": ["NAME", "--mirror"],
     "models info": ["NAME"],
     "models list": [],
+    "plan sample": ["MODEL", "--num", "--steps", "--sampler", "--guidance", "--device", "--no-probe", "--set"],
+    "plan train": [
+        *("JOB", "--data", "--out", "--from", "--preset", "--labels-from", "--steps", "--batch", "--image-size"),
+        *("--seed", "--device", "--no-probe", "--set"),
+    ],
     "reference": [
         *("DATA", "OUT.npz", "--size", "--num", "--seed", "--no-statistics", "--weights", "--allow-other-weights"),
         *("--batch", "--device"),
@@ -28,11 +41,18 @@ FLAGS = {
         *("--seed", "--device", "--set"),
     ],
     "selftest": ["--device"],
+    "study": ["NAME", "--out", "--device"],
     "train classifier": TRAIN,
     "train diffusion": TRAIN,
+    "train upsampler": TRAIN,
+    "upsample": [
+        *("MODEL", "INPUT", "--out", "--num", "--labels", "--steps", "--sampler", "--guidance"),
+        *("--seed", "--device", "--set"),
+    ],
 }
 DEFAULTS = {
     "demo": {"out": "demo"},
+    "ema": {"step": None},
     "evaluate": {
         "metrics": (),
         "only": False,
@@ -41,7 +61,10 @@ DEFAULTS = {
         "num": None,
         "batch": 128,
     },
+    "plan sample": {"num": 64, "steps": None, "sampler": "ddpm", "guidance": (), "no_probe": False},
+    "plan train": {"data": None, "out": None, "preset": None, "no_probe": False},
     "sample": {"num": None, "labels": None, "steps": None, "sampler": "ddpm", "guidance": (), "seed": 0},
+    "upsample": {"num": None, "labels": None, "steps": None, "sampler": "ddpm", "guidance": (), "seed": 0},
     "reference": {"size": None, "num": 10_000, "seed": 0, "no_statistics": False, "weights": None},
     "likelihood": {"num": None, "steps": None, "batch": 64, "out": None, "seed": 0},
 }

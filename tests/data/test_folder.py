@@ -196,7 +196,7 @@ def test_a_folder_without_images_is_named(make, tmp_path):
 
 def test_what_is_no_folder_is_refused(tmp_path):
     assert "does not exist: give a folder" in refused(tmp_path / "gone")
-    assert "is a file, not a folder" in refused(put(tmp_path, "x.png") / "x.png")
+    assert "no directory at its end" in refused(put(tmp_path, "x.png") / "x.png")
     with pytest.raises(UsageError, match="channels 2"):
         Folder(tmp_path, 2)
 
@@ -222,17 +222,20 @@ def test_a_file_that_changes_during_training_is_named(change, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_the_fingerprint_is_over_names_sizes_and_classes_not_over_place_or_time(tmp_path):
+def test_the_fingerprint_is_over_contents_labels_and_classes_not_over_place_or_time(tmp_path):
     first = Folder(put(tmp_path / "1", "a/x.png", "b/y.png"))
     again = put(tmp_path / "2", "a/x.png", "b/y.png")
     os.utime(again / "a/x.png", (0, 0))
     assert Folder(again).fingerprint == first.fingerprint
+    (again / "a/x.png").rename(again / "a/w.png")
+    assert Folder(again).fingerprint == first.fingerprint, "the same images, in the same order"
     changes = [
         lambda: put(again, "b/new.png"),
         lambda: (again / "b/new.png").rename(again / "a/new.png"),
         lambda: (again / "empty").mkdir(),
         lambda: (again / "empty").rename(again / "renamed"),
-        lambda: put(again, "a/x.png", size=(99, 99)),
+        lambda: put(again, "a/w.png", size=(99, 99)),
+        lambda: (again / "a/w.png").write_bytes((again / "b/y.png").read_bytes()),
     ]
     seen = {first.fingerprint}
     for change in changes:
@@ -242,7 +245,7 @@ def test_the_fingerprint_is_over_names_sizes_and_classes_not_over_place_or_time(
 
 
 def test_progress_counts_every_file_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("adm.data.folder.SCAN_THREADS", 1)
+    monkeypatch.setattr("adm.data._decoding_scan.THREADS", 1)
     put(tmp_path, *(f"{k}.png" for k in range(150)))
     calls = []
     Folder(tmp_path, progress=lambda done, total: calls.append((done, total)))

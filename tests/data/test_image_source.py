@@ -353,3 +353,20 @@ def test_arrays_are_known_by_their_contents_when_the_name_says_zip(tmp_path):
     (tmp_path / "x.zip").write_bytes(stream.getvalue())
     source = open_images(tmp_path / "x.zip")
     assert source.conditions["kind"] == "npz" and source.sha256 == hashlib.sha256(stream.getvalue()).hexdigest()
+
+
+def test_data_by_name_are_read_too_and_cropped_where_their_sizes_differ(tmp_path, monkeypatch):
+    import tarfile
+
+    monkeypatch.chdir(write(tmp_path, ["0.png", "1.png"]))
+    Image.fromarray(PICTURES[2][:, :4]).save("2.png")
+    with tarfile.open("s.tar", "w") as archive:
+        for k in range(3):
+            archive.add(f"{k}.png")
+    with pytest.raises(DataError, match=r"image 2 is 6x4, the first 6x5\): make them equal first"):
+        open_images("webdataset:s.tar")
+    source = open_images("webdataset:s.tar", size=4)
+    expected = [center_crop(picture, 4) for picture in (PICTURES[0], PICTURES[1], PICTURES[2][:, :4])]
+    assert np.array_equal(all_of(source), expected) and source.shape == (4, 4, 3)
+    with pytest.raises(DataError, match=r"gone\.tar does not exist: give shards"):
+        open_images("webdataset:gone.tar")

@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageOps
 
 from adm.data import center_crop, decode, grid, png_bytes, random_crop, save_png, to_model_range, to_uint8
-from adm.data._images import MAX_ASPECT, Unreadable, open_image
+from adm.data._image_file import MAX_ASPECT
+from adm.data._images import Unreadable, open_image, scaled_for_random_crop
 from adm.runtime.errors import DataError, UsageError
 
 
@@ -116,6 +117,22 @@ def test_every_window_of_a_random_crop_is_equally_likely():
     ramp = np.broadcast_to(np.arange(24, dtype=np.uint8)[None, :, None], (16, 24, 1))
     left = [int(random_crop(ramp, 16, (0, 0.5, (k + 0.5) / 900))[0, 0, 0]) for k in range(900)]
     assert np.bincount(left).tolist() == [100] * 9
+
+
+@pytest.mark.parametrize("size", [16, (16, 24), (24, 16)])
+@pytest.mark.parametrize("shape", [(20, 20), (17, 90), (30, 45), (200, 150)])
+def test_scaling_ahead_of_random_crops_leaves_their_places_and_scales(size, shape):
+    """Never enlarged; what was not scaled gives the same crops; the largest that can be drawn is the same, too."""
+    image = noise(*shape)
+    scaled = scaled_for_random_crop(image, size)
+    assert scaled.shape[0] <= shape[0] and scaled.shape[1] <= shape[1]
+    largest = 0.999, 0.5, 0.5
+    assert np.array_equal(random_crop(scaled, size, largest), random_crop(image, size, largest))
+    if scaled.shape == image.shape:
+        assert np.array_equal(random_crop(scaled, size, (0.1, 0.3, 0.7)), random_crop(image, size, (0.1, 0.3, 0.7)))
+    else:  # a side is the longest that is drawn: ceil(16 / 0.8) = 20, for 24 of 16 x 24 then 30
+        sides = {16: (20, 20), (16, 24): (20, 30), (24, 16): (30, 20)}[size]
+        assert scaled.shape[0] == sides[0] or scaled.shape[1] == sides[1]
 
 
 @pytest.mark.parametrize("size", [0, (8, 0)])
@@ -240,6 +257,123 @@ def test_cmyk_becomes_rgb():
     assert rgb.shape == (8, 24, 3) and np.abs(rgb - expected).max() <= 3
 
 
+def flat_jpeg(stored, transform):
+    """A JPEG of one 8 x 8 block whose four components have these values, with Adobe's marker of that transform.
+
+    At quality 100 a flat block is exact: its only coefficient is 8 (v - 128), and quantised by 1.
+    """
+    data = encoded(Image.new("CMYK", (8, 8), tuple(255 - v for v in stored)), "JPEG", quality=100, subsampling=0)
+    at = data.index(b"Adobe") + 11
+    assert data[at] in (0, 2)
+    return data[:at] + bytes([transform]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("stored", "rgb"),
+    [
+        ((255, 255, 255, 255), (255, 255, 255)),  # no ink
+        ((0, 255, 255, 255), (0, 255, 255)),  # cyan
+        ((255, 255, 255, 0), (0, 0, 0)),  # black
+        ((155, 205, 255, 255), (155, 205, 255)),
+        ((155, 205, 255, 204), (124, 164, 204)),  # 204 / 255 = 0.8 of the light
+    ],
+)
+def test_adobe_stores_inks_inverted(stored, rgb):
+    """What is stored is 255 - ink, so R = stored C x stored K / 255."""
+    assert decode(flat_jpeg(stored, 0)).tolist() == [[list(rgb)] * 8] * 8
+
+
+def test_ycck_is_inks_in_other_coordinates():
+    """Y = 200, Cb = Cr = 128 says that C = M = Y = 255 - 200; inverted as Adobe does, R = (255 - 200) K / 255."""
+    assert decode(flat_jpeg((200, 128, 128, 255), 2)).tolist() == [[[55, 55, 55]] * 8] * 8
+    assert decode(flat_jpeg((200, 128, 128, 51), 2)).tolist() == [[[11, 11, 11]] * 8] * 8
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_of(width, height, depth, colour, rows, *more):
+    """A PNG by its definition: each row begins with filter 0; samples of 16 bits are big-endian."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + pixels + chunk(b"IEND", b"")
+
+
+def test_pngs_by_their_definition():
+    """Every kind of PNG, from its bytes: (depth, colour type, row, other chunks) and the pixels that they mean."""
+    palette = chunk(b"PLTE", bytes([10, 20, 30, 200, 0, 0]))
+    greys = chunk(b"PLTE", bytes([7, 7, 7, 9, 9, 9]))
+    table = [
+        (1, 0, b"\x40", (), [[0], [255]]),
+        (2, 0, b"\x60", (), [[85], [170]]),
+        (4, 0, b"\x1e", (), [[17], [238]]),
+        (8, 0, b"\x07\x08", (), [[7], [8]]),
+        (8, 0, b"\x07\x08", (chunk(b"tRNS", b"\0\x07"),), [[255], [8]]),
+        (16, 0, struct.pack(">HH", 128, 129), (), [[0], [1]]),
+        (16, 0, struct.pack(">HH", 385, 65535), (), [[1], [255]]),
+        (16, 0, struct.pack(">HH", 386, 0), (chunk(b"tRNS", struct.pack(">H", 386)),), [[255], [0]]),
+        (8, 2, bytes([1, 2, 3, 4, 5, 6]), (), [[1, 2, 3], [4, 5, 6]]),
+        (8, 2, bytes([1, 2, 3, 4, 5, 6]), (chunk(b"tRNS", b"\0\4\0\5\0\6"),), [[1, 2, 3], [255] * 3]),
+        (16, 2, struct.pack(">6H", 0, 255, 256, 511, 512, 65535), (), [[0, 0, 1], [1, 2, 255]]),
+        (1, 3, b"\x40", (palette,), [[10, 20, 30], [200, 0, 0]]),
+        (8, 3, b"\x01\x00", (palette, chunk(b"tRNS", b"\xff\0")), [[255] * 3, [10, 20, 30]]),
+        (8, 3, b"\x01\x00", (greys,), [[9], [7]]),
+        (8, 4, bytes([0, 51, 9, 255]), (), [[204], [9]]),
+        (16, 4, struct.pack(">4H", 0, 51 * 256 + 7, 9 * 256, 65535), (), [[204], [9]]),
+        (8, 6, bytes([0, 100, 255, 51, 1, 2, 3, 0]), (), [[204, 224, 255], [255] * 3]),
+        (16, 6, struct.pack(">8H", 0, 25600, 65535, 51 << 8, 256, 512, 768, 65535), (), [[204, 224, 255], [1, 2, 3]]),
+    ]
+    for depth, colour, row, more, pixels in table:
+        assert decode(png_of(2, 1, depth, colour, [row], *more)).tolist() == [pixels], (depth, colour, row)
+
+
+UPRIGHT = {
+    1: [[1, 2, 3], [4, 5, 6]],
+    2: [[3, 2, 1], [6, 5, 4]],
+    3: [[6, 5, 4], [3, 2, 1]],
+    4: [[4, 5, 6], [1, 2, 3]],
+    5: [[1, 4], [2, 5], [3, 6]],
+    6: [[4, 1], [5, 2], [6, 3]],
+    7: [[6, 3], [5, 2], [4, 1]],
+    8: [[3, 6], [2, 5], [1, 4]],
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("place", ["before the pixels", "behind the pixels", "as XMP"])
+def test_orientations_are_those_of_exif(orientation, place):
+    """2: mirrored left to right; 3: by 180 degrees; 4: top to bottom; 5 to 8 exchange rows and columns (EXIF 2.32)."""
+    exif = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1" + struct.pack(">HH", orientation, 0) + bytes(4)
+    description = f'<rdf:Description tiff:Orientation="{orientation}"/>'.encode()
+    told = chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + description) if place == "as XMP" else chunk(b"eXIf", exif)
+    rows = [bytes([1, 2, 3]), bytes([4, 5, 6])]
+    data = png_of(3, 2, 8, 0, rows, told)
+    if place == "behind the pixels":
+        data = png_of(3, 2, 8, 0, rows).replace(chunk(b"IEND", b""), told + chunk(b"IEND", b""))
+    assert decode(data)[:, :, 0].tolist() == UPRIGHT[orientation]
+
+
+def test_large_images_are_converted_as_small_ones():
+    """What is converted in bands of rows is what is converted at once."""
+    rgba = noise(1500, 1300, 4)
+    opaque, alpha = rgba[:, :, :3].astype(int), rgba[:, :, 3:].astype(int)
+    expected = np.floor((opaque * alpha + 255 * (255 - alpha)) / 255 + 0.5)
+    assert np.array_equal(decode(encoded(Image.fromarray(rgba), compress_level=1)), expected)
+    wide = np.random.default_rng(1).integers(0, 65536, (1500, 1300), np.uint16)
+    assert np.array_equal(decode(encoded(Image.fromarray(wide), compress_level=1))[:, :, 0], np.round(wide / 257))
+    rgb = np.ascontiguousarray(rgba[:, :, :3])
+    assert np.array_equal(decode(encoded(Image.fromarray(rgb), compress_level=1)), rgb)
+
+
+def test_texts_and_profiles_of_any_size_are_left_alone():
+    image = noise(4, 5)
+    data = encoded(Image.fromarray(image))
+    bomb = zlib.compress(bytes(10**8))
+    for kind, begin in (b"zTXt", b"Comment\0\0"), (b"iTXt", b"Comment\0\1\0\0\0"), (b"iCCP", b"name\0\0"):
+        assert np.array_equal(decode(data[:33] + chunk(kind, begin + bomb) + data[33:]), image)
+
+
 def test_one_bit_is_black_and_white():
     bits = Image.fromarray(np.array([[0, 255, 255]], np.uint8)).convert("1")
     assert decode(encoded(bits)).tolist() == [[[0], [255], [255]]]
@@ -257,9 +391,6 @@ def test_channels_can_be_asked_for():
 def png_header(width, height):
     """A PNG that claims a size and holds next to nothing."""
 
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
 
@@ -267,7 +398,7 @@ def png_header(width, height):
 ANIMATION = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
 HOSTILE = {
     "text": (b"hello", "not a PNG, JPEG, WEBP or BMP"),
-    "nothing": (b"", "not a PNG"),
+    "nothing": (b"", "empty file"),
     "gif": (encoded(ANIMATION[0], "GIF"), "not a PNG"),
     "truncated png": (encoded(Image.fromarray(noise(40, 40)))[:2000], "truncated"),
     "truncated jpeg": (encoded(Image.fromarray(noise(40, 40)), "JPEG")[:900], "truncated"),

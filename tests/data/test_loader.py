@@ -246,3 +246,14 @@ def test_errors_teach_at_construction(num, arguments, options, kind, message):
     with pytest.raises(AdmError) as error:
         Loader(Numbered(num), *arguments, **options)
     assert type(error.value) is kind and str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "allowed"),
+    [(5, tuple("abcde"), "one of 0..4"), (-2, tuple("abcde"), "one of 0..4"), (0, (), "-1")],
+)
+def test_a_label_out_of_range_is_refused_before_a_device_sees_it(label, names, allowed):
+    data = Numbered()
+    data.class_names, data.label = names, lambda i: label if i == 3 else -1
+    with pytest.raises(DataError, match=rf"image 3 of 'numbered' has the label {label}, not {allowed}.*: mend"):
+        Loader(data, 8, NUM).batch(0)

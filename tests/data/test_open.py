@@ -1,5 +1,8 @@
 """The words of a command line and the data that they mean."""
 
+import tarfile
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,13 +63,14 @@ def test_a_data_set_of_ones_own_by_its_dotted_name(images, monkeypatch):
     ("spec", "split", "match"),
     [
         ("digit", None, "no such folder.*did you mean 'digits'.*one of: digits"),
-        ("/nowhere/at/all", None, "no such folder.*Give a folder of images, or one of: digits"),
+        ("/nowhere/at/all", None, "no such folder.*Give a folder of images, a .zip, an .npz, or one of: digits"),
         ("no.such.module", None, "no such folder"),
         ("", None, "no such folder"),
         ("digits:dev", None, "no split 'dev'.*train, test, all"),
         ("digits:test", "train", "disagree"),
-        ("pets", "test", "is a folder"),
+        ("pets", "test", "is a path, without split 'test'"),
         ("pets/x.png", None, "is a file, not a folder"),
+        ("pack", None, "say which, as in pack:PATH"),
     ],
 )
 def test_what_is_not_understood_is_refused_with_what_is(spec, split, match, images):
@@ -75,8 +79,34 @@ def test_what_is_not_understood_is_refused_with_what_is(spec, split, match, imag
     assert "\n" not in str(error.value) and len(str(error.value)) <= 300
 
 
+def test_options_reach_a_data_set_of_ones_own_that_takes_them(images, monkeypatch):
+    (images / "plain.py").write_text("__all__ = ['Plain']\nclass Plain:\n    def __init__(self, channels=None): pass\n")
+    (images / "rich.py").write_text(
+        "__all__ = ['Rich']\n"
+        "class Rich:\n"
+        "    def __init__(self, text='', channels=None, labels_from=None, skip_bad=False, *, split=None):\n"
+        "        self.name = f'{text} {labels_from} {skip_bad} {split}'\n"
+    )
+    (images / "lab").mkdir()
+    for name in ("plain", "rich"):
+        (images / f"{name}.py").rename(images / f"lab/{name}.py")
+    monkeypatch.syspath_prepend(images)
+    rich = open_dataset("lab.rich:part", "test", labels_from="prefix", skip_bad=True)
+    assert rich.name == "part prefix True test"
+    assert open_dataset("lab.plain", skip_bad=True)
+    for spec in ("lab.plain", "digits"):
+        with pytest.raises(DataError, match="bring their own labels: leave --labels-from out"):
+            open_dataset(spec, labels_from="prefix")
+
+
 def test_every_component_keeps_the_contract(images):
-    for data in (open_dataset("digits"), open_dataset("pets")):
+    np.savez("arrays.npz", np.zeros((3, 4, 5, 3), np.uint8), np.arange(3))
+    with zipfile.ZipFile("x.zip", "w") as archive, tarfile.open("x.tar", "w") as shard:
+        archive.write("pets/x.png", "cat/x.png")
+        archive.write("pets/x.png", "dog/x.png")
+        shard.add("pets/x.png")
+    for spec in ("digits", "pets", "x.zip", "arrays.npz", "webdataset:x.tar"):
+        data = open_dataset(spec)
         image = data.image(len(data) - 1)
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == data.channels
         assert -1 <= data.label(0) < max(len(data.class_names), 1)

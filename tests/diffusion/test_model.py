@@ -1,4 +1,4 @@
-"""Four parametrizations of one belief: the same x_0, whatever the network is trained to return."""
+"""Five parametrizations of one belief: the same x_0, whatever the network is trained to return."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import adm
 from adm.diffusion.losses import denoising_loss
 from adm.diffusion.model import NetworkOutput
 
-MEANS = ["eps", "x0", "v", "edm"]
+MEANS = ["eps", "x0", "v", "edm", "flow"]
 SCHEDULE = adm.linear(1000)
 T = torch.tensor([0, 1, 10, 250, 600, 999])
 V = 1.5  # variance of the data
@@ -34,6 +34,10 @@ class GaussianNetwork(nn.Module):
             denoised = V * y / (V + sigma**2)
             skip, out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2).sqrt()
             return (denoised - skip * y) / out
+        if self.mean == "flow":
+            # Rectified flow on z = (1 - u) x_0 + u eps: E[eps - x_0 | z], told 1000 u.
+            u = (t / 1000).view(-1, 1, 1, 1)
+            return (u - (1 - u) * V) * x / ((1 - u) ** 2 * V + u**2)
         a, s = alpha_sigma(t)
         score = -x / (a**2 * V + s**2)
         eps = -s * score
@@ -82,6 +86,29 @@ def test_what_a_network_is_trained_to_return_predicts_the_x0_it_came_from(mean: 
     p = m.predict(x_t, T, NetworkOutput(m.target(x0, T, eps), None))
     torch.testing.assert_close(p.x0, x0, rtol=0, atol=1e-6)
     torch.testing.assert_close(p.eps, eps, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", MEANS)
+def test_the_slope_is_the_derivative_of_x0_by_the_output(mean: str) -> None:
+    """Against autograd: every parametrization is affine in what the network returns."""
+    _, _, x_t = noisy()
+    m = model(mean)
+    output = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(m.predict(x_t, T, NetworkOutput(output, None)).x0.sum(), output)
+    torch.testing.assert_close(m.x0_slope(T, x_t).expand_as(slope), slope, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("other", MEANS)
+@pytest.mark.parametrize("mean", MEANS)
+def test_all_parametrizations_say_the_same_of_any_x0(mean: str, other: str) -> None:
+    """The output of one kind, turned into x_0 and eps and those into the output of another, gives the same x_0."""
+    _, _, x_t = noisy()
+    here, there = model(mean), model(other)
+    output = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    p = here.predict(x_t, T, NetworkOutput(output, None))
+    q = there.predict(x_t, T, NetworkOutput(there.target(p.x0, T, p.eps), None))
+    torch.testing.assert_close(q.x0, p.x0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(here.target(q.x0, T, q.eps), output, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("mean", MEANS)
@@ -176,6 +203,27 @@ def test_the_network_is_given_t_times_the_scale_and_edm_a_quarter_of_the_log_sig
     torch.testing.assert_close(seen("edm"), (s / a).log().flatten() / 4)
     with pytest.raises(ValueError, match="time_scale has no meaning with mean='edm'"):
         model("edm", time_scale=0.25)
+
+
+def test_flow_is_given_the_straight_path_and_a_thousand_u() -> None:
+    """z = (1 - u) x_0 + u eps with the schedule's noise-to-signal ratio; on adm.flow u is (t + 1) / (T + 1)."""
+    x0, eps, x_t = noisy()
+    a, s = alpha_sigma(T)
+    network = GaussianNetwork("flow")
+    model("flow", network).output(x_t, T)
+    z, time = network.seen[0]
+    u = s / (a + s)
+    torch.testing.assert_close(z, (1 - u) * x0 + u * eps, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(time, 1000 * u.flatten())
+    straight = adm.DiffusionModel(network, adm.flow(99), "flow", "small")
+    t = torch.tensor([0, 1, 24, 49, 74, 98])
+    straight.output(straight.schedule.q_sample(x0, t, eps), t)
+    z, time = network.seen[1]
+    u = torch.tensor([0.01, 0.02, 0.25, 0.5, 0.75, 0.99], dtype=torch.float64).view(-1, 1, 1, 1)
+    torch.testing.assert_close(time, 1000 * u.flatten())
+    torch.testing.assert_close(z, (1 - u) * x0 + u * eps, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="time_scale has no meaning with mean='flow', which is given 1000 u"):
+        model("flow", time_scale=0.25)
 
 
 @pytest.mark.parametrize("wrong", [("mean", "epsilon"), ("variance", "learned_range")])

@@ -60,6 +60,30 @@ def test_ends_of_the_schedules(schedule, beta_0, alpha_bar_T, sigma_0, sigma_T):
     assert ours == pytest.approx([beta_0, alpha_bar_T, sigma_0, sigma_T], rel=3e-6)
 
 
+@pytest.mark.parametrize("T", [2, 10, 1000])
+def test_edm_covers_its_noise_levels_evenly_in_the_logarithm(T):
+    ab = adm.edm(T).alpha_bar
+    log_sigma = ((1 - ab) / ab).sqrt().log().numpy()
+    np.testing.assert_allclose(log_sigma, np.linspace(np.log(0.002), np.log(80), T), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("T", [1, 10, 1000])
+def test_flow_is_the_straight_path_in_even_steps_from_clean_data_to_noise(T):
+    """In units of alpha + sigma, x_t lies at 1 - u of x_0 and u of eps; with the two ends u has T + 1 equal steps."""
+    alpha, sigma = adm.flow(T).alpha_sigma(torch.arange(T), torch.zeros(T, 1, dtype=torch.float64))
+    u = (sigma / (alpha + sigma))[:, 0]
+    np.testing.assert_allclose(np.diff([0, *u.tolist(), 1]), 1 / (T + 1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha), rtol=1e-14, atol=0)
+    # Symmetric: as much signal at the start as noise at the end.
+    torch.testing.assert_close(sigma.flip(0), alpha, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(("make", "T"), [(adm.edm, 1), (adm.edm, 0), (adm.flow, 0), (adm.linear, 20)])
+def test_too_few_timesteps_are_refused_naming_how_many_it_takes(make, T):
+    with pytest.raises(ValueError, match=rf"{make.__name__}\({T}\): .*use T >= \d+"):
+        make(T)
+
+
 def test_alpha_sigma_is_exact_at_integers_and_interpolates_log_snr():
     schedule = adm.cosine(1000)
     like = torch.zeros(3, 1, 2, 2, dtype=torch.float64)

@@ -11,7 +11,7 @@ import torch
 
 from adm.checkpoints.presets import PRESETS, preset_spec
 from adm.nn import ClassifierConfig, UNet, UNetConfig
-from adm.nn.cost import Cost, _LiveBytes, cost
+from adm.nn.cost import Cost, _Tally, cost
 
 RELEASED = json.loads((Path(__file__).parents[1] / "golden" / "released" / "presets.json").read_text())["files"]
 # adm-spec 1.10: parameters in millions, GFLOPs of a forward pass; None: not in its table.
@@ -93,7 +93,7 @@ def test_a_small_network_counted_by_hand():
 
 def test_memory_counts_what_lives_and_grows_with_the_pixels():
     weight, x = torch.empty(1000, 1000, device="meta"), torch.empty(4, 1000, device="meta")
-    with _LiveBytes([weight, x]) as memory:
+    with _Tally([weight, x]) as memory:
         y = x @ weight  # 16 kB
         z = y.view(2, 2, 1000)  # the same memory
         w = y + 1  # 16 kB more

@@ -185,24 +185,82 @@ def test_an_upsampler_sees_the_low_resolution_image_enlarged_bilinearly():
     assert torch.allclose(seen[0][:, 3:, 5, 7], 0.75 * row[:, :, 3] + 0.25 * row[:, :, 4], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+FROZEN = {
+    "none": lambda name: False,
+    "all": lambda name: True,
+    "blocks": lambda name: ".blocks." in name or name.startswith("middle"),
+    "embeddings and heads": lambda name: "embed" in name or name.startswith("out"),
+    "every other": lambda name: sum(map(ord, name)) % 2 == 0,
+}
+
+
+@pytest.mark.parametrize(("frozen", "through_x"), [*((frozen, True) for frozen in FROZEN), ("every other", False)])
 @pytest.mark.parametrize(
     "make", [lambda c: UNet(replace(SMALL, **c)), lambda c: EncoderClassifier(replace(CLASSIFIER, **c))]
 )
-def test_recomputed_activations_give_the_same_gradients(make, frozen):
+def test_recomputed_activations_give_the_same_gradients(make, frozen, through_x):
     kept = randomised(make({}))
     recomputed = make({"checkpoint_blocks": True}).double().eval()
     recomputed.load_state_dict(kept.state_dict())
     x, t, y = inputs(SMALL)
     gradients = []
     for network in (kept, recomputed):
-        network.requires_grad_(not frozen)
-        leaf = x.clone().requires_grad_()
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(not FROZEN[frozen](name))
+        leaf = x.clone().requires_grad_(through_x)
         output = network(leaf, t, y) if isinstance(network, UNet) else network(leaf, t)
         output.square().sum().backward()
-        gradients.append([leaf.grad, *(p.grad for p in network.parameters() if not frozen)])
-    for one, other in zip(*gradients, strict=True):
-        assert torch.equal(one, other) and one.abs().max() > 0
+        gradients.append({"x": leaf.grad} | {name: p.grad for name, p in network.named_parameters()})
+    trained = {name for name, p in kept.named_parameters() if p.requires_grad}
+    assert (len(trained) == 0, len(trained) == len(list(kept.parameters()))) == (frozen == "all", frozen == "none")
+    for name, one in gradients[0].items():
+        other = gradients[1][name]
+        if name in trained or (name == "x" and through_x):
+            assert torch.equal(one, other) and one.abs().max() > 0, name
+        else:
+            assert one is None and other is None, name
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_recomputed_activations_are_not_kept(frozen):
+    """What autograd holds between the passes, counted once each and without the weights."""
+    x, t, y = inputs(SMALL)
+
+    def kept_bytes(checkpoint_blocks):
+        network = randomised(UNet(replace(SMALL, checkpoint_blocks=checkpoint_blocks)))
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(not FROZEN[frozen](name))
+        weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        held = {}
+
+        def hold(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                held[storage.data_ptr()] = storage  # kept alive, so that no address comes twice
+            return tensor
+
+        leaf = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            network(leaf, t, y)
+        return sum(storage.nbytes() for storage in held.values())
+
+    assert kept_bytes(True) < 0.5 * kept_bytes(False)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_recomputed_dropout_is_the_same_dropout(training):
+    """d/dx of a frozen network that drops out: recomputing must drop what was dropped."""
+    x, t, y = inputs(SMALL)
+    gradients = []
+    for checkpoint_blocks in (False, True):
+        torch.manual_seed(0)
+        network = randomised(UNet(replace(SMALL, dropout=0.3, checkpoint_blocks=checkpoint_blocks)))
+        network.train(training).requires_grad_(False)
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(1)
+        network(leaf, t, y).square().sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients) and gradients[0].abs().max() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -6,31 +6,9 @@ import pytest
 import torch
 
 import adm
-from analytic import GaussianGuide, MixtureClassifier, MixtureDenoiser, gaussian
+from analytic import GaussianGuide, MixtureClassifier, MixtureDenoiser, gaussian, linear_map
 
 F64 = torch.float64
-
-
-def linear_map(denoiser, chain, sampler, cond=None):
-    """(gain, noise variance) of the affine map x_T -> x_0 that a sampler is on centred Gaussian data.
-
-    Rows of one batch are the probes: x_T = 1 without noise, and x_T = 0 with unit noise at one step each.
-    """
-    n = len(chain)
-    x = torch.zeros(n + 1, 1, 1, 1, dtype=F64)
-    x[0] = 1
-
-    class Impulse:
-        def initial(self, shape):
-            raise AssertionError("the chain starts from x")
-
-        def at(self, i, shape, draw=0):
-            z = torch.zeros(shape, dtype=F64)
-            z[i + 1] = 1
-            return z
-
-    out = adm.sample(denoiser, chain, sampler, Impulse(), x.shape, cond or adm.Condition(), x=x).flatten()
-    return float(out[0]), float((out[1:] ** 2).sum())
 
 
 @pytest.mark.parametrize(("links", "error"), [(25, -0.1005), (50, -0.0516), (100, -0.0261), (200, -0.0132)])

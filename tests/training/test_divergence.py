@@ -12,7 +12,7 @@ import adm
 from adm.checkpoints import format as checkpoint_format
 from adm.diffusion.losses import LossTerms
 from adm.runtime.errors import DivergedError
-from adm.training.run import make_loader, new_model
+from adm.training.build import make_loader, new_model
 from adm.training.trainer import Trainer
 from tiny_runs import Stripes, contents, run, tiny
 

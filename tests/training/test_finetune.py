@@ -18,11 +18,12 @@ from adm.checkpoints import load as models
 from adm.checkpoints.load import save_model
 from adm.runtime.errors import DataError, StoppedError, UsageError
 from adm.training import run as training_run
+from adm.training.build import new_model
 from adm.training.config import TrainConfig
 from adm.training.finetune import Source, class_tensors, finetune_config, open_source, start_from
 from adm.training.request import Request, plan
 from adm.training.resume import read_config
-from adm.training.run import new_model, train
+from adm.training.run import train
 from adm.training.trainer import Trainer
 from conftest import write_folder
 from tiny_runs import Stripes, contents, run, tiny

@@ -18,21 +18,32 @@ import adm
 from adm.runtime.config import difference, from_dict, to_dict
 from adm.runtime.errors import DataError, ResourceError, StoppedError, UsageError
 from adm.training import run as training_run
+from adm.training.build import new_model
 from adm.training.preview import num_shown
 from adm.training.resume import MAY_CHANGE, read_config
-from adm.training.run import new_model, train
+from adm.training.run import train
 from adm.training.runlog import read_log
 from tiny_runs import Stripes, contents, global_states, in_new_process, run, start_process, tiny
 
 # ---- what defines a run ---------------------------------------------------------------------------
 
 MAY = {
-    "data.path", "data.workers", "loop.keep", "loop.log_every", "loop.microbatch", "loop.sample_every",
-    "loop.save_every", "loop.steps", "optimizer.lr", "source",
+    "data.labels_from", "data.path", "data.validation", "data.workers", "ema.snapshot_every", "loop.keep",
+    "loop.log_every", "loop.microbatch", "loop.minutes", "loop.on_nan", "loop.sample_every", "loop.save_every",
+    "loop.steps", "loop.validate_every", "loop.wandb", "optimizer.lr", "source",
 }  # fmt: skip
 OTHER: dict[str, Any] = {
     "data.path": "the same images, moved",
+    "data.labels_from": "prefix",
+    "data.validation": "held-out",
     "data.flip": True,
+    "ema.others": [3.0],
+    "ema.snapshot_every": 2,
+    "loop.minutes": 3.0,
+    "loop.on_nan": 3,
+    "low_res_size": 2,
+    "weight.kind": "p2",
+    "weight.gamma": 4.0,
     "network.image_size": [8, 8],
     "network.num_head_channels": 4,
     "network.channel_mult": [1, 3],
@@ -41,7 +52,7 @@ OTHER: dict[str, Any] = {
     "network.num_classes": 3,
     "network.out_channels": 3,
     "network.pool": "spatial",
-    "schedule.name": "linear",
+    "schedule.name": "flow",
     "schedule.alpha_bar": [0.9, 0.1],
     "mean": "v",
     "variance": "small",
@@ -60,6 +71,12 @@ OTHER: dict[str, Any] = {
 # What can only be changed together with something else.
 TOGETHER: dict[tuple[str, str], dict[str, Any]] = {
     ("diffusion", "variance"): {"network.out_channels": 1},
+    ("diffusion", "weight.gamma"): {"weight.kind": "p2"},
+    **{
+        (job, f"log_normal.{name}"): {"timesteps": "log-normal"}
+        for job in ("diffusion", "classifier")
+        for name in ("mean", "std")
+    },
     ("diffusion", "network.in_channels"): {"network.out_channels": 4},
     ("diffusion", "network.out_channels"): {"network.out_channels": 1, "variance": "small"},
 }
@@ -93,15 +110,16 @@ def changed(config: Any, name: str, value: Any) -> Any:
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory) -> dict[str, Path]:
     made = {}
-    for job in ("diffusion", "classifier"):
+    for job in ("diffusion", "classifier", "upsampler"):
         made[job] = tmp_path_factory.mktemp("run") / job
         run(tiny(job, "loop.steps=2", "loop.save_every=1"), made[job])
     return made
 
 
-FIXED = {"job", "network.low_res_channels"}  # have one value in these jobs
+FIXED = {"job", "preset", "network.low_res_channels"}  # have one value in these jobs
 FIXED |= {"source", "source_sha256"}  # come together: tests/training/test_finetune.py
 ALL = [(job, name) for job in ("diffusion", "classifier") for name, _ in leaves(tiny(job)) if name not in FIXED]
+ALL += [("upsampler", name) for name, _ in leaves(tiny("upsampler")) if name.startswith("low_res")]
 
 
 def test_what_may_change_is_the_list_here_and_names_of_the_config() -> None:
@@ -239,7 +257,7 @@ def test_a_stop_does_not_wait_for_the_grid_which_is_made_when_the_run_goes_on(tm
     told: list[int] = []
     with pytest.raises(StoppedError, match="stopped at step 2"):
         train(config, tmp_path / "run", stop_requested=lambda: len(told) >= 3, dataset=Stripes(),
-              on_grid=lambda done, total: told.append(done))  # fmt: skip
+              on_aside=lambda what, done, total: told.append(done))  # fmt: skip
     assert len(told) == 3 and not (tmp_path / "run" / "samples").exists()
     run(config, tmp_path / "run")
     assert contents(tmp_path / "run" / "samples") == contents(tmp_path / "whole" / "samples")

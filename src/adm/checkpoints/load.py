@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -11,13 +13,16 @@ from adm.checkpoints import format as checkpoint_format
 from adm.checkpoints import store, triples
 from adm.checkpoints.model_document import Model, build_model, describe_model, set_weights
 from adm.checkpoints.presets import find_preset, is_preset
-from adm.checkpoints.released import file_sha256, read_released
+from adm.checkpoints.released import Released, file_sha256, read_released
 from adm.checkpoints.torch_file import read_torch_file
 from adm.runtime import files
 from adm.runtime.errors import DamagedError, UsageError
 from adm.runtime.text import one_line, shown_path
 
-__all__ = ["fingerprint", "load", "locate", "save_model"]
+__all__ = ["check_weights", "fingerprint", "load", "load_file", "locate", "save_model"]
+
+FURTHER = re.compile("ema-[1-9][0-9]{0,3}")
+WEIGHTS = re.compile(f"ema|model|{FURTHER.pattern}")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", weights: str = "ema") -> Model:
@@ -25,29 +30,55 @@ def load(path: str | Path, device: str | torch.device = "cpu", weights: str = "e
 
     Of a run the newest intact checkpoint is taken; damaged ones are named in a warning. A preset comes from the
     cache. A .pt or .safetensors file is loaded when it is recognised as a preset; of others `adm.convert` can be told
-    what they are. weights: "ema", the averaged ones, or "model", those of the last step; a file or a converted file
-    has only the one kind that it was released with. Raises UsageError when there is nothing at the path or a file
-    does not say what it is, and DamagedError, naming the file, when nothing intact is.
+    what they are. weights: "ema", the averaged ones; "ema-1", "ema-2", ..., the further averages of a run with
+    `ema.others`; or "model", those of the last step. A file or a converted file has only the one kind that it was
+    released with. Raises UsageError when there is nothing at the path, a file does not say what it is, or it has no
+    such weights, and DamagedError, naming the file, when nothing intact is.
     """
-    if weights not in ("ema", "model"):
-        raise UsageError(f"weights {one_line(weights, 40)!r}: choose ema (averaged) or model (of the last step).")
+    check_weights(weights)
     place = locate(path)
-    model = load_directory(place, weights) if place.is_dir() else read_released(place).model
+    model = load_directory(place, weights) if place.is_dir() else load_file(place, weights).model
     return model.to(device).eval()
+
+
+def check_weights(weights: str) -> None:
+    """UsageError for what names no weights anywhere."""
+    if not WEIGHTS.fullmatch(weights):
+        raise UsageError(
+            f"weights {one_line(weights, 40)!r}: choose ema (averaged), ema-1 (averaged over another width), "
+            "or model (of the last step)."
+        )
+
+
+def load_file(file: Path, weights: str) -> Released:
+    """The model of a released file, which has one kind of weights."""
+    if FURTHER.fullmatch(weights):
+        raise UsageError(f"{shown_path(file)}: a file has one kind of weights, not {weights}. Leave the choice out.")
+    return read_released(file)
 
 
 def load_directory(directory: Path, weights: str) -> Model:
     """The model of a checkpoint directory."""
     stored = {Path(name).stem for name in files.read_manifest(directory) if name.endswith(".safetensors")}
-    group = weights if weights in stored else "model"
-    if group not in stored:
-        raise DamagedError(f"{shown_path(directory)}: holds no weights. Give a run or checkpoint that adm wrote.")
+    group = stored_group(directory, weights, stored)
     checkpoint = checkpoint_format.load(directory, groups=[group])
     if "model" not in checkpoint.documents:
         raise DamagedError(f"{shown_path(directory)}: holds no model.json. Give a run or checkpoint that adm wrote.")
     model = build_model(checkpoint.documents["model"], f"{shown_path(directory)}/model.json")
     set_weights(model, checkpoint.tensors[group], f"{shown_path(directory)}/{group}.safetensors")
     return model
+
+
+def stored_group(directory: Path, weights: str, stored: Collection[str]) -> str:
+    """The group of tensors that is meant; a model that was not trained here has weights, but no average."""
+    if weights in stored:
+        return weights
+    if weights == "ema" and "model" in stored:
+        return "model"
+    there = sorted(group for group in stored if WEIGHTS.fullmatch(group))
+    if not there:
+        raise DamagedError(f"{shown_path(directory)}: holds no weights. Give a run or checkpoint that adm wrote.")
+    raise UsageError(f"{shown_path(directory)}: has no weights {weights!r}. Choose {' or '.join(there)}.")
 
 
 def locate(path: str | Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adm.diffusion.model import DiffusionModel, Mean, NoisyClassifier, Variance
-from adm.diffusion.schedule import Schedule, cosine, linear
+from adm.diffusion.schedule import Schedule, cosine, edm, flow, linear
 from adm.nn import ClassifierConfig, EncoderClassifier, UNet, UNetConfig
 from adm.runtime.config import from_dict, to_dict
 from adm.runtime.errors import DamagedError, UsageError
@@ -18,6 +18,15 @@ from adm.runtime.errors import DamagedError, UsageError
 __all__ = ["Model", "ScheduleConfig", "build_model", "describe_model", "make_schedule", "set_weights"]
 
 Model = DiffusionModel | NoisyClassifier
+
+ScheduleName = Literal["linear", "cosine", "edm", "flow"]
+SCHEDULES: dict[ScheduleName, tuple[Callable[[int], Schedule], int]] = {
+    "linear": (linear, 21),
+    "cosine": (cosine, 1),
+    "edm": (edm, 2),
+    "flow": (flow, 1),
+}
+"""The named forward processes, and the fewest timesteps of each."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +36,14 @@ class ScheduleConfig:
     name: of the forward process. num_timesteps: T. alpha_bar: the values of a table.
     """
 
-    name: Literal["linear", "cosine", "table"] = "cosine"
+    name: ScheduleName | Literal["table"] = "cosine"
     num_timesteps: int = 1000
     alpha_bar: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_timesteps < 1:
-            raise ValueError(f"num_timesteps is {self.num_timesteps}: must be at least 1")
+        least = 1 if self.name == "table" else SCHEDULES[self.name][1]
+        if self.num_timesteps < least:
+            raise ValueError(f"num_timesteps is {self.num_timesteps}: must be at least {least} for {self.name}")
 
 
 @dataclass(frozen=True)
@@ -64,9 +74,9 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
     """The forward process that the config describes."""
     if config.name == "table":
         if config.alpha_bar is None:
-            raise UsageError("schedule.alpha_bar is missing. Give the table, or the name linear or cosine.")
+            raise UsageError(f"schedule.alpha_bar is missing. Give the table, or a name: {', '.join(SCHEDULES)}.")
         return Schedule(torch.tensor(config.alpha_bar, dtype=torch.float64))
-    return {"linear": linear, "cosine": cosine}[config.name](config.num_timesteps)
+    return SCHEDULES[config.name][0](config.num_timesteps)
 
 
 def describe_model(model: Model) -> dict[str, Any]:
@@ -142,8 +152,7 @@ def set_weights(model: Model, tensors: Mapping[str, Tensor], where: str) -> None
 
 def describe_schedule(schedule: Schedule) -> ScheduleConfig:
     T = schedule.num_timesteps
-    if T > 20 and torch.equal(linear(T).alpha_bar, schedule.alpha_bar):
-        return ScheduleConfig("linear", T)
-    if torch.equal(cosine(T).alpha_bar, schedule.alpha_bar):
-        return ScheduleConfig("cosine", T)
+    for name, (make, least) in SCHEDULES.items():
+        if least <= T and torch.equal(make(T).alpha_bar, schedule.alpha_bar):
+            return ScheduleConfig(name, T)
     return ScheduleConfig("table", T, tuple(schedule.alpha_bar.tolist()))

@@ -66,7 +66,7 @@ def spec_of(model: Model, new_attention_order: bool = False) -> Spec:
         raise UsageError(f"the original code has no {type(network).__name__}. Keep the model in our format.")
     schedule = None if model.schedule is None else describe_schedule(model.schedule)
     foreign = []
-    if schedule is not None and schedule.name == "table":
+    if schedule is not None and schedule.name not in ("linear", "cosine"):
         foreign.append("its schedule is neither linear nor cosine")
     T = 0 if schedule is None else schedule.num_timesteps
     if model.time_scale is not None and (T == 0 or model.time_scale != 1000 / T):

@@ -18,10 +18,10 @@ WORTH_A_LINE = 2.0
 
 
 class Bar:
-    """Progress of one piece of work; `update` is cheap."""
+    """Progress of one piece of work; `update` is cheap. quiet: nothing is shown."""
 
-    def __init__(self, title: str, total: int, progress: Progress | None) -> None:
-        self.title, self.total, self.progress = title, total, progress
+    def __init__(self, title: str, total: int, progress: Progress | None, quiet: bool = False) -> None:
+        self.title, self.total, self.progress, self.quiet = title, total, progress, quiet
         self.task = None if progress is None else progress.add_task(title, total=total)
         self.started = self.last = time.monotonic()
         self.first: int | None = None
@@ -29,6 +29,8 @@ class Bar:
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         """done of total; note: what is worth seeing, such as the loss. total: when it was not known before."""
+        if self.quiet:
+            return
         self.total = self.total if total is None else total
         if self.progress is not None and self.task is not None:
             self.progress.update(
@@ -49,7 +51,7 @@ class Bar:
     def aside(self, title: str, done: int, total: int) -> None:
         """Progress of other work in between, which ends when all of it is done."""
         if self.other is None:
-            self.other = Bar(title, total, self.progress)
+            self.other = Bar(title, total, self.progress, self.quiet)
         self.other.update(done)
         if done >= total:
             if self.progress is not None and self.other.task is not None:
@@ -58,11 +60,11 @@ class Bar:
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Bar]:
-    """A bar for the block."""
+def bar(title: str, total: int, shown: bool = True) -> Iterator[Bar]:
+    """A bar for the block; shown: False for processes other than the first."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield Bar(title, total, None)
+    if not shown or not console.is_terminal:
+        yield Bar(title, total, None, quiet=not shown)
         return
     columns = (
         TextColumn("{task.description}"),

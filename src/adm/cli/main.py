@@ -18,7 +18,7 @@ from pathlib import Path
 import adm.cli
 from adm.cli._parsing import HelpShown, parse
 from adm.runtime import files
-from adm.runtime.errors import AdmError, ResourceError, StoppedError, UsageError
+from adm.runtime.errors import AdmError, ResourceError, StoppedError, UsageError, is_out_of_memory
 from adm.runtime.text import nearest, one_line
 
 __all__ = ["commands", "main"]
@@ -96,11 +96,10 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return error.exit_code, one_line(error, 600)
     if isinstance(error, KeyboardInterrupt):
         return StoppedError.exit_code, "interrupted; run the same command again."
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
             ResourceError.exit_code,
-            f"out of memory: {one_line(error, 120) or 'the system gave no more'}. Use a smaller batch; in training, "
-            "--set loop.microbatch=8 needs less and gives the same.",
+            f"out of memory: {one_line(error, 120) or 'the system gave no more'}. Use a smaller batch.",
         )
     if isinstance(error, ValueError):
         return USAGE, one_line(error, 600)
@@ -113,13 +112,6 @@ def _explain(error: BaseException) -> tuple[int, str]:
         f"unexpected {type(error).__name__} in {place}: {one_line(error, 200)}. "
         "This is a fault of adm: run again with --debug and report what it prints."
     )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Python's, CUDA's, or torch's on the CPU, which is a RuntimeError."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object) -> None:

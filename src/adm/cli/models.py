@@ -204,8 +204,7 @@ def _example(preset: Preset) -> str:
     if preset.kind == "classifier":
         return f"adm sample {preset.guides[0]} --labels tench --guidance classifier --out samples"
     if preset.kind == "upsampler":
-        size = preset.image_size
-        return f'in Python: adm.load("{preset.name}"), and sample {size}x{size} with adm.Condition(label, low_res)'
+        return f"adm upsample {preset.name} samples --out large"
     if preset.classifier is not None:
         return f"adm sample {preset.name} --labels tench --guidance classifier --out samples"
     return f"adm sample {preset.name} {'--labels tench ' if preset.class_table else ''}--out samples"

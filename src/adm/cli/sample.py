@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -12,17 +10,21 @@ import tyro
 from adm.cli._flags import Device, Settings
 
 if TYPE_CHECKING:
-    from adm.studies.generate import Batch, Request
+    from adm.studies.generate import Request
 
 COMMANDS: dict[str, type] = {}
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What --set can change. weights: ema or model; precision: bfloat16 is autocast around the networks."""
+    """What --set can change.
+
+    weights: ema, model, or ema-1 and so on of a run with ema.others. precision: bfloat16 is autocast around the
+    networks.
+    """
 
     batch_size: int = 64
-    weights: Literal["ema", "model"] = "ema"
+    weights: str = "ema"
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -78,6 +80,8 @@ class Sample:
     set: Settings = ()
 
     def run(self) -> None:
+        from adm.checkpoints.load import check_weights
+        from adm.cli._drawing import Drawing
         from adm.cli._progress import say
         from adm.runtime.config import override
         from adm.runtime.device import pick_device
@@ -85,6 +89,7 @@ class Sample:
         from adm.studies.labels import parse_labels
 
         settings = override(SampleSettings(), self.set)
+        check_weights(settings.weights)
         given = None if self.labels is None else parse_labels(self.labels)
         device = pick_device(self.device)
         request = prepare_named(
@@ -94,67 +99,8 @@ class Sample:
         check_seeds(self.seed, len(labels))
         if request.said is not None:
             say(f"adm: {request.said}")
-        size = min(settings.batch_size, len(labels))
-        if self.out.endswith(".npz"):
-            self._to_npz(request, labels, size)
-        else:
-            self._to_directory(request, labels, size, self._description(request, settings))
-
-    def _to_directory(self, request: Request, labels: list[int], size: int, description: Mapping[str, object]) -> None:
-        from adm.cli._progress import say
-        from adm.data import SampleSet
-        from adm.runtime.text import shown_path
-        from adm.studies.sample_request import refuse_newer_checkpoint
-
-        refuse_newer_checkpoint(Path(self.out), request)
-        with SampleSet.open(Path(self.out), description) as samples:
-            missing = frozenset(k for k in range(len(labels)) if not samples.has(k))
-            if missing and len(missing) < len(labels):
-                say(f"{len(labels) - len(missing)} of {len(labels)} images are there; making the rest")
-            for batch in self._made(request, labels, size, missing):
-                for k, image in enumerate(batch.images, batch.index):
-                    if k in missing:
-                        samples.add(k, image)
-            picture = samples.finish(labels, request.classes, self.seed)
-        print(f"{shown_path(samples.directory)} ({_images(len(labels))}; overview: {shown_path(picture)})")
-
-    def _to_npz(self, request: Request, labels: list[int], size: int) -> None:
-        import numpy as np
-
-        from adm.data import write_npz
-        from adm.runtime import files
-        from adm.runtime.errors import UsageError
-        from adm.runtime.text import shown_path
-
-        if Path(self.out).exists():
-            raise UsageError(f"{shown_path(self.out)} exists. Choose another --out, or remove it.")
-        files.require_writable(self.out)
-        made = self._made(request, labels, size, frozenset(range(len(labels))))
-        write_npz(Path(self.out), np.concatenate([batch.images for batch in made]), labels)
-        print(shown_path(Path(self.out)))
-
-    def _made(self, request: Request, labels: list[int], size: int, wanted: frozenset[int]) -> Iterator[Batch]:
-        """The batches with a wanted image, with progress; stops between two of them when asked to."""
-        from adm.cli._progress import bar
-        from adm.runtime.errors import StoppedError
-        from adm.runtime.signals import stop_requests
-        from adm.studies.generate import batches
-
-        steps = len(request.chain)
-        title = f"sampling {_images(len(labels))} x {steps} steps"
-        with bar(title, len(labels) * steps) as shown, stop_requests() as stop:
-
-            def on_step(index: int, step: int) -> None:
-                shown.update(index * steps + (step + 1) * min(size, len(labels) - index))
-
-            for batch in batches(request, labels, self.seed, size, wanted.__contains__, on_step):
-                yield batch
-                done = batch.index + len(batch.images)
-                if stop() and done < len(labels):
-                    again = (
-                        "starts again: an .npz is written in one piece" if self.out.endswith(".npz") else "continues"
-                    )
-                    raise StoppedError(f"stopped after {done} of {len(labels)} images; the same command {again}.")
+        drawing = Drawing(request, labels, self.seed, settings.batch_size)
+        drawing.write(self.out, self._description(request, settings))
 
     def _description(self, request: Request, settings: SampleSettings) -> dict[str, object]:
         """All that the images are a function of, as JSON; `num` is not part of it, so a set can grow."""
@@ -172,10 +118,6 @@ class Sample:
             "precision": settings.precision,
             "image_shape": list(request.model.image_shape or ()),
         }
-
-
-def _images(num: int) -> str:
-    return "1 image" if num == 1 else f"{num} images"
 
 
 COMMANDS = {"sample": Sample}

@@ -1,4 +1,4 @@
-"""adm train diffusion, adm train classifier."""
+"""adm train diffusion, adm train classifier, adm train upsampler."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ import tyro
 from adm.cli._flags import Device, Settings
 
 if TYPE_CHECKING:
-    from adm.training.config import TrainConfig
+    import torch
+
+    from adm.runtime.distributed import World
+    from adm.training.request import Request
 
 COMMANDS: dict[str, type] = {}
 
 BY_RUN = "(default: by the data, or as the run has it)"
 
-Data = Annotated[str, tyro.conf.arg(metavar="PATH", help="A folder of images, one sub-folder per class; or digits.")]
+Data = Annotated[
+    str, tyro.conf.arg(metavar="PATH", help="A folder or zip of images, one sub-folder per class; an .npz; or digits.")
+]
 Out = Annotated[str, tyro.conf.arg(metavar="RUN", help="The run directory; the same command again continues it.")]
 From = Annotated[
     str | None,
@@ -25,6 +30,22 @@ From = Annotated[
         metavar="MODEL",
         help="Fine-tune a run, checkpoint, preset or file: its network, its weights, your classes.",
         help_behavior_hint="(default: from scratch)",
+    ),
+]
+Preset = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="NAME",
+        help="Settings to begin with, such as cifar32 or imagenet64; adm plan lists them.",
+        help_behavior_hint="(default: by the data)",
+    ),
+]
+LabelsFrom = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="WAY",
+        help="Where classes come from: folders, prefix, none, or a CSV or JSON file.",
+        help_behavior_hint="(default: as the data say)",
     ),
 ]
 Steps = Annotated[int | None, tyro.conf.arg(metavar="N", help="Optimizer steps in all.", help_behavior_hint=BY_RUN)]
@@ -48,6 +69,8 @@ class _Train:
     data: Data
     out: Out
     from_: From = None
+    preset: Preset = None
+    labels_from: LabelsFrom = None
     steps: Steps = None
     batch: Batch = None
     image_size: Size = None
@@ -83,42 +106,91 @@ class TrainClassifier(_Train):
         return _settings("classifier")
 
 
-COMMANDS = {"train diffusion": TrainDiffusion, "train classifier": TrainClassifier}
+@dataclass(frozen=True)
+class TrainUpsampler(_Train):
+    """Train a model that enlarges images, on pairs made by shrinking yours; --image-size is the large size."""
+
+    def run(self) -> None:
+        _run("upsampler", self)
+
+    @staticmethod
+    def more_help() -> str:
+        return _settings("upsampler")
+
+
+COMMANDS = {
+    "train diffusion": TrainDiffusion,
+    "train classifier": TrainClassifier,
+    "train upsampler": TrainUpsampler,
+}
 
 
 def _run(job: str, flags: _Train) -> None:
     from pathlib import Path
 
-    from adm.cli._progress import bar, say
     from adm.runtime.device import pick_device
-    from adm.runtime.signals import stop_requests
-    from adm.runtime.text import shown_path
-    from adm.training.request import Request, plan
-    from adm.training.run import Progress, train
+    from adm.runtime.distributed import join
+    from adm.training.request import Request
 
     device = pick_device(flags.device)
-    out = Path(flags.out)
     request = Request(
-        job, flags.data, out, flags.from_, flags.steps, flags.batch, flags.image_size, flags.seed, flags.set
+        job,
+        flags.data,
+        Path(flags.out),
+        source=flags.from_,
+        preset=flags.preset,
+        labels_from=flags.labels_from,
+        steps=flags.steps,
+        batch=flags.batch,
+        image_size=flags.image_size,
+        seed=flags.seed,
+        settings=flags.set,
     )
-    with bar("reading images", 1) as reading:
-        planned = plan(request, lambda done, total: reading.update(done, total=total))
-    config, dataset = planned.config, planned.dataset
-    headline = _headline(config, str(device))
-    with bar("training", config.loop.steps) as shown, stop_requests() as stop:
+    with join(device) as world:
+        _train(request, device, world)
+
+
+def _train(request: Request, device: torch.device, world: World) -> None:
+    """What each process does; the first one alone speaks."""
+    import torch
+
+    from adm.cli._progress import bar, say
+    from adm.runtime.signals import stop_requests
+    from adm.runtime.text import shown_path
+    from adm.studies.plan import headline
+    from adm.training.request import plan
+    from adm.training.run import Progress, train
+
+    first = world.rank == 0
+    with bar("reading images", 1, shown=first) as reading:
+        # One after the other: what the first has found out about the files need not be found out again.
+        planned = plan(request, lambda done, total: reading.update(done, total=total)) if first else None
+        world.wait("the images to be read by process 0")
+        planned = planned or plan(request)
+    config, dataset, loop = planned.config, planned.dataset, planned.config.loop
+    if loop.exact:
+        torch.set_num_threads(1)  # sums within an operation depend on it
+    first_lines = [*headline(config, device, world.size), *getattr(dataset, "notes", ())]
+    total = loop.steps if loop.minutes is None else round(60 * loop.minutes)
+    with (
+        bar("training" if loop.minutes is None else "training (s)", total, shown=first) as shown,
+        stop_requests() as stop,
+    ):
 
         def on_progress(progress: Progress) -> None:
-            if progress.result is None:  # the start: data and directory have been accepted
-                for note in (headline, *getattr(dataset, "notes", ()), *progress.notes):
-                    say(note)
-            else:
-                shown.update(progress.step, f"loss {progress.result.loss:.4f}")
+            # The first call says that data and directory have been accepted.
+            while first_lines:
+                say(first_lines.pop(0))
+            for note in progress.notes:
+                say(note)
+            if progress.result is not None:
+                by_time = f"step {progress.step}, " if loop.minutes is not None else ""
+                done = progress.step if loop.minutes is None else min(total, int(progress.seconds))
+                shown.update(done, f"{by_time}loss {progress.result.loss:.4f}")
 
-        def on_grid(done: int, total: int) -> None:
-            shown.aside("sample grid", done, total)
-
-        checkpoint = train(config, out, device, on_progress, stop, dataset, planned.source, on_grid)
-    print(shown_path(checkpoint))
+        checkpoint = train(config, request.out, device, on_progress, stop, dataset, planned.source, shown.aside, world)
+    if first:
+        print(shown_path(checkpoint))
 
 
 def _settings(job: str) -> str:
@@ -127,22 +199,3 @@ def _settings(job: str) -> str:
     from adm.training.defaults import typical_config, usual_settings
 
     return settings_table(usual_settings(job), meanings(typical_config(job)))
-
-
-def _headline(config: TrainConfig, device: str) -> str:
-    import torch
-
-    from adm.nn import EncoderClassifier, UNet
-    from adm.training.config import DiffusionTraining
-
-    with torch.device("meta"):  # the network alone: a schedule's table cannot be made there
-        network = UNet(config.network) if isinstance(config, DiffusionTraining) else EncoderClassifier(config.network)
-    parameters = sum(p.numel() for p in network.parameters())
-    height, width = config.network.size
-    classes = config.network.num_classes
-    kind = "unconditional" if classes is None else f"{classes} classes"
-    return (
-        f"{config.job}: {height}x{width}, {config.network.in_channels} channel(s), {kind}, "
-        f"{parameters / 1e6:.2f}M parameters, batch {config.loop.batch_size}, {config.loop.steps} steps, "
-        f"learning rate {config.optimizer.lr:g}, on {device}"
-    )

@@ -12,6 +12,7 @@ from adm.data._images import (
     to_model_range,
     to_uint8,
 )
+from adm.data._labels import describe_difference
 from adm.data._loader import Batch, Loader
 from adm.data._npz import NoImagesError
 from adm.data._npz_writer import NpzWriter, write_reference
@@ -28,6 +29,7 @@ __all__ = [
     "SampleSet",
     "center_crop",
     "decode",
+    "describe_difference",
     "grid",
     "open_dataset",
     "open_images",

@@ -19,7 +19,17 @@ from adm.data._open_file import OpenFile
 from adm.runtime.errors import DamagedError
 from adm.runtime.text import num_bytes, one_line, shown_path
 
-__all__ = ["DEFLATED", "Member", "contents_offset", "first_name", "is_archive", "members", "refused", "shown"]
+__all__ = [
+    "DEFLATED",
+    "Member",
+    "contents_offset",
+    "first_name",
+    "is_archive",
+    "members",
+    "members_and_folders",
+    "refused",
+    "shown",
+]
 
 MAX_DIRECTORY = 128 << 20
 MAX_MEMBERS = 1_500_000
@@ -64,6 +74,11 @@ def first_name(file: OpenFile) -> bytes:
 
 def members(file: OpenFile, at_most: int = MAX_MEMBERS) -> dict[str, Member]:
     """The files in the archive by name, in the order of its directory; folders are left out. Raises DamagedError."""
+    return members_and_folders(file, at_most)[0]
+
+
+def members_and_folders(file: OpenFile, at_most: int = MAX_MEMBERS) -> tuple[dict[str, Member], list[str]]:
+    """`members`, and the names of the folders that the archive lists by themselves, each with its "/" at the end."""
     end = _find_end(file)
     if end is None:
         raise refused(file, "it has no directory at its end, as of a truncated zip archive")
@@ -75,19 +90,19 @@ def members(file: OpenFile, at_most: int = MAX_MEMBERS) -> dict[str, Member]:
     if count and file.read_at(0, 4) != LOCAL:
         raise refused(file, "something else precedes the zip archive in it")
     found: dict[str, Member] = {}
-    names: set[str] = set()
+    names: dict[str, None] = {}
     data, at = file.read_at(start, length), 0
     for _ in range(count):
         member, at = _entry(file, data, at, start)
         if member.name in names:
             raise refused(file, f"it holds {shown(member)} twice")
-        names.add(member.name)
+        names[member.name] = None
         if not member.name.endswith("/"):
             found[member.name] = member
     if at != length:
         raise refused(file, f"its directory goes on after its {count} members")
     _refuse_overlap(file, found)
-    return found
+    return found, [name for name in names if name.endswith("/")]
 
 
 def _find_end(file: OpenFile) -> int | None:
@@ -152,9 +167,11 @@ def _entry(file: OpenFile, data: bytes, at: int, limit: int) -> tuple[Member, in
 
 def _name(file: OpenFile, raw: bytes, flags: int) -> str:
     try:
-        name = raw.decode("utf-8" if flags & NAMES_IN_UTF8 else "cp437")
+        name = raw.decode("utf-8")  # also what does not say so, as macOS writes it
     except UnicodeDecodeError:
-        raise refused(file, "a member's name is not UTF-8") from None
+        if flags & NAMES_IN_UTF8:
+            raise refused(file, "a member's name is not UTF-8") from None
+        name = raw.decode("cp437")
     parts = name.removesuffix("/").split("/")
     if any(part in ("", ".", "..") for part in parts) or any(c in name for c in "\\\0") or DRIVE.match(name):
         raise refused(file, f"the member name {one_line(name, 60)!r} leads out of it")

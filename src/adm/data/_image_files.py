@@ -18,7 +18,7 @@ from adm.data._image_scan import THREADS, Found, scan
 from adm.data._images import Unreadable, center_crop, image_size_pair
 from adm.data._listing import class_names, mixed_layout, nfc
 from adm.data._npz import MAX_IMAGE_BYTES, NUM_LOOKED_AT, looks_like_float
-from adm.data._sample_documents import LABELS, REQUEST, check_listed, label_rows, sample_request
+from adm.data._sample_documents import LABELS, REQUEST, check_listed, label_rows, named_classes, sample_request
 from adm.runtime.errors import DataError
 from adm.runtime.text import one_line, shown_path
 
@@ -42,7 +42,8 @@ class ImageFiles:
     Every file is opened once at the beginning: its bytes are hashed, its header and a PNG's checksums are tested,
     and sizes are compared. `sha256` is over the names and the hashes of the files, the same for a folder and its
     archive (and over `size`, if given). A file that changes afterwards is noticed when it is decoded, which threads
-    do ahead. Images are RGB unless all are stored as grey; 16 bits, alpha and the rest as in `_images`.
+    do ahead. Images are RGB unless all are stored as grey; 16 bits, alpha and the rest as in `_images`. `class_names`
+    has the name of a label, where folders or `labels.csv` say one.
 
     size: (H, W) or a number, to scale and crop to; None refuses images of different sizes. progress: called with
     (files looked at, files in all). Raises DataError or DamagedError.
@@ -73,6 +74,7 @@ class ImageFiles:
         self._files, labels = _ordered(tree, found, rows, classes)
         self._hashes = [found[name].sha256 for name in self._files]
         self.labels = None if (labels < 0).all() else labels
+        self.class_names = dict(enumerate(classes)) if rows is None else named_classes(documents[LABELS])
         self.num = len(self._files)
         grey = all(file.grey for file in found.values())
         height, width = self._size or _common_size(tree, self._files, found)

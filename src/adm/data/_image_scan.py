@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from PIL import Image
 
 from adm.data import _images
 from adm.data._file_tree import FileTree, Read
-from adm.data._images import NotAnImage, Unreadable
+from adm.data._image_file import NotAnImage, Unreadable, reason
 from adm.data._listing import IMAGE_SUFFIXES, no_images, unreadable
 from adm.runtime.errors import DamagedError, DataError
-from adm.runtime.text import one_line
 
 __all__ = ["THREADS", "Found", "scan"]
 
@@ -66,8 +64,6 @@ def _look_at(read: Read, name: str) -> Found | str | None:
     try:
         data = read(name)
         with _images.opened(data) as image:
-            if image.format == "PNG":
-                _check_png(data)
             grey, wide = _images.is_grey(image), _images.is_wide(image)
             return Found(str(image.format), _upright_size(image), grey, wide, hashlib.sha256(data).digest())
     except NotAnImage as error:
@@ -77,31 +73,12 @@ def _look_at(read: Read, name: str) -> Found | str | None:
     except DamagedError:  # of the archive, not of the image alone
         raise
     except Exception as error:  # a palette is decoded to see whether it is grey
-        return one_line(str(error) or type(error).__name__, 60)
-
-
-def _check_png(data: bytes) -> None:
-    """The checksum of every chunk, without inflating anything: a truncated or altered file is seen."""
-    at, view = 8, memoryview(data)
-    while at + 12 <= len(data):
-        stop = at + 8 + int.from_bytes(view[at : at + 4], "big")
-        if stop + 4 > len(data):
-            break
-        if zlib.crc32(view[at + 4 : stop]) != int.from_bytes(view[stop : stop + 4], "big"):
-            raise Unreadable("a checksum in it does not match")
-        if view[at + 4 : at + 8] == b"IEND":
-            return
-        at = stop + 4
-    raise Unreadable("truncated")
+        return reason(error)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """(H, W) after turning, as far as the header says."""
     width, height = image.size
-    turned = 1
-    if image.format != "PNG" or "exif" in image.info:  # else Pillow decodes the image to look behind it
-        try:
-            turned = image.getexif().get(0x0112, 1)
-        except Exception:  # damaged EXIF: the pixels are still good
-            turned = 1
+    # Of a PNG without EXIF in front Pillow would decode the image to look behind it.
+    turned = _images.orientation(image) if image.format != "PNG" or "exif" in image.info else 1
     return (width, height) if turned in (5, 6, 7, 8) else (height, width)

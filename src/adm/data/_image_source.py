@@ -18,6 +18,7 @@ from adm.data._image_files import CROPPED, ImageFiles
 from adm.data._images import center_crop, image_size_pair
 from adm.data._npz import ArrayImages, is_array_file, looks_like_float
 from adm.data._open_file import OpenFile
+from adm.data.pack import is_pack
 from adm.runtime.errors import DamagedError, DataError
 from adm.runtime.randomness import permutation
 from adm.runtime.text import shown_path
@@ -63,22 +64,23 @@ def open_images(
     *,
     size: int | tuple[int, int] | None = None,
 ) -> ImageSource:
-    """The images of an .npz in OpenAI's layout, an .npy, a folder, a zip archive or a sample set, or of built-in
-    data such as "digits:test".
+    """The images of an .npz in OpenAI's layout, an .npy, a folder, a zip archive, a sample set or a pack, or of data
+    by name, such as "digits:test" or "hf:NAME".
 
     progress: called with (files looked at, files in all) while pictures are opened. size: scale and crop every image
     to it as ADM does; None takes images as they are and refuses different sizes. Raises DataError or DamagedError.
     """
     text, path = str(path), Path(path)
     if os.path.isdir(path):
+        if is_pack(path):
+            return _DatasetImages(open_dataset(text), "pack", size)
         return ImageFiles(FolderTree(path), size, progress)
     if not os.path.lexists(path):
-        source: ImageSource = _DatasetImages(_built_in(text))
-        return source if size is None else _Cropped(source, image_size_pair(size))
+        return _DatasetImages(_by_name(text, progress), "built-in data", size)
     with OpenFile(path) as file:
         is_array, is_zip, begin = is_array_file(file), is_archive(file), file.read_at(0, min(file.size, 4))
     if is_array:
-        source = ArrayImages(path)
+        source: ImageSource = ArrayImages(path)
         return source if size is None else _Cropped(source, image_size_pair(size))
     if is_zip or begin[:2] == b"PK" or path.suffix.lower() == ".zip":
         return ImageFiles(ZipTree(path), size, progress)
@@ -153,35 +155,54 @@ class _Cropped(_View):
 
 
 class _DatasetImages:
-    """Built-in data, as images to be evaluated."""
+    """A data set to train on, as images to be evaluated; `size` as in `open_images`."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset, kind: str, size: int | tuple[int, int] | None = None) -> None:
+        self._dataset, self._size = dataset, None if size is None else image_size_pair(size)
         self.name = dataset.name
         self.num = len(dataset)
-        self.shape: tuple[int, int, int] = dataset.image(0).shape
+        self.shape: tuple[int, int, int] = (*(self._size or dataset.image(0).shape[:2]), dataset.channels)
         labels = np.array([dataset.label(i) for i in range(self.num)], np.int64)
         self.labels = None if (labels < 0).all() else labels
+        self.class_names = dict(enumerate(dataset.class_names))
         self.sha256 = dataset.fingerprint
-        first = np.stack([dataset.image(i) for i in range(min(16, self.num))])
-        self.conditions: Mapping[str, object] = {
-            "kind": "built-in data",
+        if self._size is not None:
+            self.sha256 = hashlib.sha256(f"{dataset.fingerprint}/size {self._size}".encode()).hexdigest()
+        first = next(self.batches(min(16, self.num)))
+        self.conditions: dict[str, object] = {
+            "kind": kind,
             "files": 0,
             "formats": {},
             "labels": None if self.labels is None else dataset.name,
             "looks_like_float": looks_like_float(first),
         }
+        if self._size is not None:
+            self.conditions["preprocessing"] = CROPPED.format(*self._size)
 
     def batches(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[Pixels]:
         stop = self.num if stop is None else min(stop, self.num)
         for first in range(start, stop, size):
-            yield np.stack([self._dataset.image(i) for i in range(first, min(first + size, stop))])
+            yield np.stack([self._image(i) for i in range(first, min(first + size, stop))])
+
+    def _image(self, i: int) -> Pixels:
+        image = self._dataset.image(i)
+        if self._size is not None:
+            return center_crop(image, self._size)
+        if image.shape != self.shape:
+            sizes = f"image {i} is {image.shape[0]}x{image.shape[1]}, the first {self.shape[0]}x{self.shape[1]}"
+            raise DataError(
+                f"images in {self.name} have different sizes ({sizes}): make them equal first, such as by "
+                "adm reference --size"
+            )
+        return image
 
 
-def _built_in(text: str) -> Dataset:
+def _by_name(text: str, progress: Callable[[int, int], None] | None) -> Dataset:
     try:
-        dataset = open_dataset(text)
+        dataset = open_dataset(text, progress=progress)
     except DataError:
+        if ":" in text:
+            raise
         raise DataError(
             f"{shown_path(text)}: no such file or folder. Give an .npz, a folder or zip of images, or a sample set."
         ) from None

@@ -4,10 +4,10 @@ An image here is uint8 with shape (H, W, C), C being 1 (grey) or 3 (RGB). What f
 
   1 bit, grey, grey palette        1 channel; as 3 channels each repeats it
   16-bit grey                      round(v / 257): 65535 becomes 255
-  16-bit colour                    the high byte, as Pillow reads it
+  16-bit colour, or with alpha     the high byte of each, as Pillow reads it
   colour, colour palette           3 channels; as 1 channel its luma (ITU-R 601)
-  CMYK                             RGB as Pillow converts it
-  alpha, transparent colour        composited on white
+  CMYK, YCCK                       R = (255 - C) (255 - K) / 255, and so on; colour profiles are not applied
+  alpha, transparent colour        composited on white, the declared background
   EXIF orientation                 applied
 """
 
@@ -16,41 +16,51 @@ from __future__ import annotations
 import io
 import math
 import os
-import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from threading import RLock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from adm.data._image_file import STORED_GREY, NotAnImage, Source, Unreadable, opened, reason
 from adm.runtime import files
 from adm.runtime.errors import DataError, UsageError
-from adm.runtime.text import one_line, shown_path
+from adm.runtime.text import shown_path
 
 __all__ = [
+    "NotAnImage",
+    "Unreadable",
     "center_crop",
     "decode",
     "grid",
     "image_size_pair",
+    "is_grey",
+    "is_wide",
+    "load_upright",
+    "one_large",
+    "open_image",
+    "opened",
+    "orientation",
     "png_bytes",
     "random_crop",
     "save_png",
+    "scaled_for_random_crop",
+    "to_array",
     "to_model_range",
     "to_uint8",
 ]
 
 Pixels = NDArray[np.uint8]
-Source = str | os.PathLike[str] | bytes
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MAX_PIXELS = 2**26  # 8192 x 8192
-MAX_ASPECT = 64  # the crops first scale the shorter side, so memory grows with size**2 * aspect
 MIN_CROP_FRACTION = 0.8
+LARGE_PIXELS = 2**23
+LARGE = RLock()
+BAND_PIXELS = 2**20  # converted at once, so that the memory is that of the image and not of its intermediate values
 
 _UPRIGHT = {  # EXIF orientation -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,14 +71,6 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class Unreadable(Exception):
-    """An image that cannot be used; the message is the reason alone."""
-
-
-class NotAnImage(Unreadable):
-    """Nothing in the file itself says that it is an image."""
 
 
 def decode(source: Source, channels: int | None = None) -> Pixels:
@@ -85,31 +87,27 @@ def decode(source: Source, channels: int | None = None) -> Pixels:
 
 def open_image(source: Source) -> Image.Image:
     """The upright image in the mode in which it is stored, fully decoded. Raises Unreadable or NotAnImage."""
-    with opened(source) as image:
-        try:
-            image.load()
-            return _upright(image)
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-            raise Unreadable(_reason(error)) from None
+    with opened(source) as image, one_large(image):
+        return load_upright(image)
 
 
-@contextmanager
-def opened(source: Source) -> Iterator[Image.Image]:
-    """The image before it is decoded, its size and aspect checked; only regular files are opened."""
-    with _open_source(source) as file:
-        try:
-            image = Image.open(file, formats=FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise Unreadable(f"more than {MAX_PIXELS} pixels") from None
-        except UnidentifiedImageError:
-            raise NotAnImage("not a PNG, JPEG, WEBP or BMP") from None
-        except Exception as error:  # a text that begins with "BM" gets this far
-            raise NotAnImage(_reason(error)) from None
-        with image:
-            _check_header(image)
-            yield image
+def load_upright(image: Image.Image) -> Image.Image:
+    """What was opened, decoded and turned. Raises Unreadable."""
+    try:
+        image.load()
+        if image.mode in ("P", "PA") and image.palette is None:
+            raise ValueError("without its palette")
+        method = _UPRIGHT.get(orientation(image))
+        return image if method is None else image.transpose(method)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise Unreadable(reason(error)) from None
+
+
+def one_large(image: Image.Image) -> AbstractContextManager[object]:
+    """Within it no other thread decodes a large image, which takes up to 256 MB; a small one never waits."""
+    return LARGE if image.width * image.height > LARGE_PIXELS else nullcontext()
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -117,7 +115,7 @@ def is_grey(image: Image.Image) -> bool:
     if image.mode in ("P", "PA"):
         colours = np.reshape(image.getpalette("RGB") or [], (-1, 3))
         return bool((colours == colours[:, :1]).all())
-    return image.mode in ("1", "L", "LA") or is_wide(image)
+    return image.mode in ("1", "L", "LA") or is_wide(image) or STORED_GREY in image.info
 
 
 def is_wide(image: Image.Image) -> bool:
@@ -131,14 +129,17 @@ def to_array(image: Image.Image, channels: int | None = None) -> Pixels:
         raise UsageError(f"channels {channels}: image files give 1 (grey) or 3 (RGB)")
     grey = is_grey(image)
     if is_wide(image):
-        image = _narrow(image)
+        pixels = _narrow(image)
     elif image.has_transparency_data:
-        image = _on_white(image)
-    elif image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    mode = "L" if channels == 1 or (channels is None and grey) else "RGB"
-    array = np.array(image if image.mode == mode else image.convert(mode))
-    return array[:, :, None] if array.ndim == 2 else array
+        pixels = _on_white(image)[:, :, : 1 if grey else 3]
+    elif grey:
+        pixels = _as_array(image, "L" if image.mode in ("1", "L") else "RGB")[:, :, :1]
+    else:
+        pixels = _as_array(image, "RGB")
+    wanted = channels or (1 if grey else 3)
+    if pixels.shape[2] == wanted:
+        return np.ascontiguousarray(pixels)
+    return pixels.repeat(3, axis=2) if wanted == 3 else _as_array(Image.fromarray(pixels), "L")
 
 
 def center_crop(image: Pixels, size: int | tuple[int, int]) -> Pixels:
@@ -160,12 +161,33 @@ def random_crop(image: Pixels, size: int | tuple[int, int], u: Sequence[float]) 
     for the shorter one of the target, and the other follows. Source: ADM's code.
     """
     height, width = size = image_size_pair(size)
-    low, high = min(size), math.ceil(min(size) / MIN_CROP_FRACTION)
+    low, high = min(size), _longest_drawn(size)
     drawn = low + int(u[0] * (high - low + 1))
-    image = _cover(image, (-(-height * drawn // low), -(-width * drawn // low)))
+    image = _cover(image, _in_proportion(size, drawn))
     top = int(u[1] * (image.shape[0] - height + 1))
     left = int(u[2] * (image.shape[1] - width + 1))
     return _window(image, size, top, left)
+
+
+def scaled_for_random_crop(image: Pixels, size: int | tuple[int, int]) -> Pixels:
+    """The image scaled, with its aspect, to the largest that `random_crop` to this size scales it to; never enlarged.
+
+    Crops of the result have the same places and scales as those of the image. Where that was scaled here and is
+    scaled again, pixels differ a little, having been resampled twice.
+    """
+    size = image_size_pair(size)
+    largest = _in_proportion(size, _longest_drawn(size))
+    is_small = image.shape[0] <= largest[0] or image.shape[1] <= largest[1]
+    return image if is_small else _cover(image, largest)
+
+
+def _longest_drawn(size: tuple[int, int]) -> int:
+    return math.ceil(min(size) / MIN_CROP_FRACTION)
+
+
+def _in_proportion(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """A size like this one with another shorter side, the other side rounded up."""
+    return -(-size[0] * shorter // min(size)), -(-size[1] * shorter // min(size))
 
 
 def image_size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -228,59 +250,56 @@ def save_png(path: str | os.PathLike[str], image: Tensor | Pixels) -> None:
     files.write_bytes(Path(path), png_bytes(image))
 
 
-def _open_source(source: Source) -> BinaryIO:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    path = Path(source)
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) to 8; 1 when there is none that can be read."""
     try:
-        status = path.stat()
-        # Opening a FIFO would wait for its writer for ever.
-        if not stat.S_ISREG(status.st_mode):
-            raise NotAnImage("not a regular file")
-        if status.st_size == 0:
-            raise NotAnImage("empty file")
-        return path.open("rb")
-    except OSError as error:
-        raise NotAnImage((error.strerror or str(error)).lower()) from None
-
-
-def _reason(error: Exception) -> str:
-    return one_line(str(error) or type(error).__name__, 60)
-
-
-def _check_header(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise Unreadable(f"{width}x{height} is more than {MAX_PIXELS} pixels")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise Unreadable(f"{width}x{height} is longer than {MAX_ASPECT}:1")
-    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
-        raise Unreadable(f"animated, {getattr(image, 'n_frames', 2)} frames")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(0x0112, 1)
+        turned = image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF: the pixels are still good
-        orientation = 1
-    method = _UPRIGHT.get(orientation)
-    return image.copy() if method is None else image.transpose(method)
+        return 1
+    return turned if turned in _UPRIGHT else 1
 
 
-def _narrow(image: Image.Image) -> Image.Image:
-    wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-    narrow = ((wide + 128) // 257).astype(np.uint8)
+def _narrow(image: Image.Image) -> Pixels:
+    """uint8 (H, W, 1) of 16-bit grey; a transparent value becomes white."""
+    narrow = np.empty((image.height, image.width, 1), np.uint8)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        narrow[wide == transparent] = 255
-    return Image.fromarray(narrow)
+    for rows, part in _bands(image):
+        values = np.asarray(part).astype(np.int64).clip(0, 65535)
+        narrow[rows, :, 0] = (values + 128) // 257
+        if isinstance(transparent, int):
+            narrow[rows][values == transparent] = 255
+    return narrow
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
-    colour, alpha = rgba[:, :, :3], rgba[:, :, 3:]
-    # colour * alpha + 255 * (255 - alpha) is at most 255**2, so the rounded division stays within 16 bits.
-    return Image.fromarray(((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8))
+def _on_white(image: Image.Image) -> Pixels:
+    """uint8 (H, W, 3): each colour c with alpha a becomes c a / 255 + 255 - a, rounded."""
+    laid = np.empty((image.height, image.width, 3), np.uint8)
+    for rows, part in _bands(image):
+        rgba = np.asarray(part.convert("RGBA")).astype(np.uint16)
+        colour, alpha = rgba[:, :, :3], rgba[:, :, 3:]
+        # colour * alpha + 255 * (255 - alpha) is at most 255**2, so the rounded division stays within 16 bits.
+        laid[rows] = (colour * alpha + 255 * (255 - alpha) + 127) // 255
+    return laid
+
+
+def _as_array(image: Image.Image, mode: str) -> Pixels:
+    """uint8 (H, W, C) in a mode of 8-bit channels."""
+    array = np.empty((image.height, image.width, Image.getmodebands(mode)), np.uint8)
+    for rows, part in _bands(image):
+        values = np.asarray(part if part.mode == mode else part.convert(mode))
+        array[rows] = values.reshape(*values.shape[:2], -1)
+    return array
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Rows, a few at a time, and the part of the image that they are."""
+    step = max(1, BAND_PIXELS // image.width)
+    if step >= image.height:
+        yield slice(None), image
+        return
+    for start in range(0, image.height, step):
+        stop = min(start + step, image.height)
+        yield slice(start, stop), image.crop((0, start, image.width, stop))
 
 
 def _cover(image: Pixels, size: tuple[int, int]) -> Pixels:

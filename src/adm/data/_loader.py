@@ -93,6 +93,7 @@ class Loader:
             mirrored = self._draws("data flip", k, 1)[:, 0] < 0.5
             images[mirrored] = images[mirrored, :, ::-1]
         label = np.array([self.dataset.label(int(i)) for i in index], np.int64)
+        self._check_labels(index, label)
         return Batch(to_model_range(images), torch.from_numpy(label), torch.from_numpy(index), position)
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
@@ -111,6 +112,18 @@ class Loader:
                 yield ready
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _check_labels(self, index: NDArray[np.int64], label: NDArray[np.int64]) -> None:
+        """Before a device sees them: there an index out of range ends the process."""
+        num_classes = len(self.dataset.class_names)
+        bad = (label < -1) | (label >= num_classes)
+        if bad.any():
+            k = int(np.argmax(bad))
+            allowed = f"one of 0..{num_classes - 1}" if num_classes else "-1, as there are no classes"
+            raise DataError(
+                f"image {index[k]} of {self.dataset.name!r} has the label {label[k]}, not {allowed}: "
+                "mend the data set's label()"
+            )
 
     def _indices(self, k: NDArray[np.int64]) -> NDArray[np.int64]:
         epochs, places = np.divmod(k, len(self.dataset))

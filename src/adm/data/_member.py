@@ -58,9 +58,10 @@ class MemberReader:
         """Reads what is left and checks the whole. Raises DamagedError."""
         if self._crc is None and self.member.crc is not None:
             raise RuntimeError("a member whose parts were skipped has no checksum")
-        scratch = memoryview(bytearray(BLOCK))
-        while self.position < self.member.size:
-            self.readinto(scratch[: min(BLOCK, self.member.size - self.position)])
+        if self.position < self.member.size:
+            scratch = memoryview(bytearray(min(BLOCK, self.member.size - self.position)))
+            while self.position < self.member.size:
+                self.readinto(scratch[: min(BLOCK, self.member.size - self.position)])
         if self._inflate is not None:
             self._check_inflated(self._inflate)
         if self.member.crc is not None and self._crc != self.member.crc:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adm.data import _images
 from adm.data._archive import Member, contents_offset, first_name, is_archive, members
+from adm.data._image_file import MAX_ASPECT
 from adm.data._member import MemberReader
 from adm.data._npy import MAGIC, raw_bytes, read_header, read_values
 from adm.data._open_file import Bytes, OpenFile, fill
@@ -103,6 +103,14 @@ class ArrayImages:
         """uint8 (n, H, W, C) of the images start .. stop - 1 in order, `size` at once, the last batch short."""
         for batch in self._stored_batches(size, start, self.num if stop is None else min(stop, self.num)):
             yield batch if batch.dtype == np.uint8 else batch.astype(np.uint8)
+
+    def place(self) -> tuple[int, tuple[int, ...]] | None:
+        """Where image 0 begins in the file, and what the file is known by, if images lie there one after the other as
+        they are; None if they have to be unpacked."""
+        if self._member.method or self._header.fortran or self._header.dtype != np.uint8:
+            return None
+        with OpenFile(self.path, self._identity) as file:
+            return MemberReader(file, self._member).start + self._header.offset, self._identity
 
     def _stored_batches(self, size: int, start: int, stop: int) -> Iterator[NDArray[Any]]:
         if size < 1 or not 0 <= start <= stop:
@@ -191,8 +199,8 @@ class ArrayImages:
             raise DataError(
                 f"{path}: images are {shown}: sides must be at least 1 and an image at most 64 MiB. Scale them"
             )
-        if max(height, width) > _images.MAX_ASPECT * min(height, width):
-            raise DataError(f"{path}: images are {shown}, longer than {_images.MAX_ASPECT}:1. Crop them")
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise DataError(f"{path}: images are {shown}, longer than {MAX_ASPECT}:1. Crop them")
 
     def _check_type(self, file: OpenFile) -> None:
         dtype = self._header.dtype

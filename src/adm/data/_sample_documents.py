@@ -11,7 +11,7 @@ from adm.runtime import files
 from adm.runtime.errors import DataError
 from adm.runtime.text import one_line, shown_path
 
-__all__ = ["LABELS", "MAX_LABEL", "REQUEST", "check_listed", "label_rows", "sample_request"]
+__all__ = ["LABELS", "MAX_LABEL", "REQUEST", "check_listed", "label_rows", "named_classes", "sample_request"]
 
 LABELS, REQUEST = "labels.csv", "request.json"
 MAX_LABEL = 999_999
@@ -39,6 +39,12 @@ def label_rows(tree: FileTree, data: bytes | None) -> dict[str, int] | None:
     except (csv.Error, ValueError, TypeError) as error:
         raise DataError(f"{where} cannot be read ({one_line(error, 80)}): correct or remove it") from None
     return rows
+
+
+def named_classes(data: bytes) -> dict[int, str]:
+    """Names by label, as far as a `labels.csv` that `label_rows` has read has a column `class` that says them."""
+    table = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+    return {int(row["label"]): row["class"] for row in table if row["label"] and row.get("class")}
 
 
 def check_listed(tree: FileTree, found: Iterable[str], rows: dict[str, int]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adm.diffusion.chain import Link
 from adm.diffusion.condition import Condition
+from adm.diffusion.loss_weight import WeightConfig, loss_weight
 from adm.diffusion.model import DiffusionModel, NetworkOutput
 from adm.diffusion.prediction import Prediction
 from adm.diffusion.schedule import expand
@@ -40,7 +41,14 @@ class LossTerms:
 
 
 def denoising_loss(
-    model: DiffusionModel, link: Link, x0: Tensor, eps: Tensor, cond: Condition, kind: LossKind = "hybrid"
+    model: DiffusionModel,
+    link: Link,
+    x0: Tensor,
+    eps: Tensor,
+    cond: Condition,
+    kind: LossKind = "hybrid",
+    weight: WeightConfig = WeightConfig(),
+    perturbation: Tensor | None = None,
 ) -> LossTerms:
     """The loss of each image at x_t = q_sample(x0, link.t, eps); `link` comes from the chain over all T timesteps.
 
@@ -50,22 +58,26 @@ def denoising_loss(
     hybrid_rescaled: vb * T / 1000 in place of vb (the released rescale_learned_sigmas); the same at T = 1000.
     vlb: vb alone with its full gradient; vlb_rescaled: times T (the released use_kl).
     With a fixed variance the hybrid losses are simple, as released. x0: (N, C, H, W) in [-1, 1]; eps: normals of its
-    shape.
+    shape. weight: of the squared error; the term mse is reported without it, vb never has it, and with vlb, which has
+    no squared error, it raises ValueError. perturbation: gamma xi with xi ~ N(0, I), added to the eps in x_t, but not
+    to the eps in what the network is to find (input perturbation, Ning et al. 2023).
     """
+    if kind in ("vlb", "vlb_rescaled") and weight.kind != "none":
+        raise ValueError(f"weight {weight.kind} has no squared error to weigh in loss {kind}: use simple or hybrid")
     t = link.t
-    x_t = model.schedule.q_sample(x0, t, eps)
+    x_t = model.schedule.q_sample(x0, t, eps if perturbation is None else eps + perturbation)
     output = model.output(x_t, t, cond)
     T = model.schedule.num_timesteps
     if kind in ("vlb", "vlb_rescaled"):
         vb = variational_bound(model.predict(x_t, t, output), link, x0)
         return LossTerms(vb * T if kind == "vlb_rescaled" else vb, {"vb": vb})
     mse = mean_per_image((output.mean - model.target(x0, t, eps)) ** 2)
+    weighted = mse if weight.kind == "none" else loss_weight(weight, model, t, x0) * mse
     if kind == "simple" or output.variance is None:
-        return LossTerms(mse, {"mse": mse})
+        return LossTerms(weighted, {"mse": mse})
     frozen = NetworkOutput(output.mean.detach(), output.variance)
     vb = variational_bound(model.predict(x_t, t, frozen), link, x0)
-    weight = T / 1000 if kind == "hybrid_rescaled" else 1.0
-    return LossTerms(mse + weight * vb, {"mse": mse, "vb": vb})
+    return LossTerms(weighted + (vb * (T / 1000) if kind == "hybrid_rescaled" else vb), {"mse": mse, "vb": vb})
 
 
 def variational_bound(

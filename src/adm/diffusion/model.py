@@ -15,11 +15,14 @@ from adm.diffusion.schedule import Schedule, Time, expand
 
 __all__ = ["Denoiser", "DiffusionModel", "Mean", "NetworkOutput", "NoisyClassifier", "Variance"]
 
-Mean = Literal["eps", "x0", "v", "edm"]
+Mean = Literal["eps", "x0", "v", "edm", "flow"]
 Variance = Literal["learned", "small", "large"]
 
 SIGMA_DATA = 0.5
 """EDM's standard deviation of data in [-1, 1] (EDM, Table 1)."""
+
+OWN_TIME: dict[str, str] = {"edm": "log(sigma) / 4", "flow": "1000 u"}
+"""What networks of these means are told in place of t."""
 
 
 class Denoiser(Protocol):
@@ -70,9 +73,12 @@ class DiffusionModel(NetworkModel):
     """Network + schedule + parametrization: what a checkpoint holds, and a Denoiser.
 
     network: (x, t, label, low_res) -> (N, C, H, W), or (N, 2C, H, W) with learned variance.
-    mean: what the first C channels are: eps (ADM), x0, v (Salimans & Ho 2022), or edm's F (EDM Eq. 7).
+    mean: what the first C channels are: eps (ADM), x0, v (Salimans & Ho 2022), edm's F (EDM Eq. 7), or flow's velocity
+        eps - x0 (rectified flow, Liu et al. 2022).
     variance: learned (iDDPM Eq. 15), small (beta_tilde), or large (beta; beta_tilde at t = 0, as released).
     time_scale: the network is given t * time_scale; the released rescale_timesteps is 1000 / T. None: t as it is.
+        Two means have their own input and time whatever the schedule, with sigma the noise-to-signal ratio: edm c_in y
+        and log(sigma) / 4 (EDM Table 1), flow z = (1 - u) x_0 + u eps and 1000 u, with u = sigma / (1 + sigma).
     """
 
     def __init__(
@@ -84,12 +90,14 @@ class DiffusionModel(NetworkModel):
         time_scale: float | None = None,
     ) -> None:
         super().__init__(network, time_scale)
-        if mean not in ("eps", "x0", "v", "edm"):
-            raise ValueError(f"mean {mean!r}: choose eps, x0, v or edm")
+        if mean not in ("eps", "x0", "v", "edm", "flow"):
+            raise ValueError(f"mean {mean!r}: choose eps, x0, v, edm or flow")
         if variance not in ("learned", "small", "large"):
             raise ValueError(f"variance {variance!r}: choose learned, small or large")
-        if mean == "edm" and time_scale is not None:
-            raise ValueError("time_scale has no meaning with mean='edm', which is given log(sigma) / 4: leave it out")
+        if mean in OWN_TIME and time_scale is not None:
+            raise ValueError(
+                f"time_scale has no meaning with mean={mean!r}, which is given {OWN_TIME[mean]}: leave it out"
+            )
         self.schedule = schedule
         self.mean: Mean = mean
         self.variance: Variance = variance
@@ -122,7 +130,7 @@ class DiffusionModel(NetworkModel):
         return Prediction(x_t, self._x0(x_t, output.mean, alpha, sigma), alpha, sigma, self._var_frac(t, alpha, output))
 
     def target(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
-        """What the mean half is trained to return at x_t = q_sample(x0, t, eps): eps, x0, v or EDM's F target."""
+        """What the mean half is trained to return at x_t = q_sample(x0, t, eps): eps, x0, v, EDM's F, or eps - x0."""
         if self.mean == "eps":
             return eps
         if self.mean == "x0":
@@ -130,8 +138,23 @@ class DiffusionModel(NetworkModel):
         alpha, sigma = self.schedule.alpha_sigma(t, x0)
         if self.mean == "v":
             return alpha * eps - sigma * x0
+        if self.mean == "flow":
+            return eps - x0  # the velocity dz/du of z = (1 - u) x0 + u eps
         skip, out, _ = _edm_scalings(sigma / alpha)
         return (x0 - skip * (x0 + sigma / alpha * eps)) / out  # EDM Eq. 8
+
+    def x0_slope(self, t: Time, like: Tensor) -> Tensor:
+        """d x_0 / d mean: an error of the network's mean half times this is one of x_0. Broadcasts over `like`."""
+        alpha, sigma = self.schedule.alpha_sigma(t, like)
+        if self.mean == "eps":
+            return -sigma / alpha
+        if self.mean == "x0":
+            return torch.ones_like(alpha)
+        if self.mean == "v":
+            return -sigma
+        if self.mean == "flow":
+            return -sigma / (alpha + sigma)
+        return _edm_scalings(sigma / alpha)[1]
 
     def _network_input(self, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         if self.mean == "edm":
@@ -139,6 +162,9 @@ class DiffusionModel(NetworkModel):
             _, _, c_in = _edm_scalings(sigma / alpha)
             # EDM Table 1: c_noise = log(sigma) / 4; the schedule's image is alpha times EDM's.
             return c_in * x_t / alpha, per_image((sigma / alpha).log().flatten() / 4, x_t)
+        if self.mean == "flow":
+            alpha, sigma = self.schedule.alpha_sigma(t, x_t)
+            return x_t / (alpha + sigma), per_image((1000 * sigma / (alpha + sigma)).flatten(), x_t)
         return x_t, per_image(t, x_t, self.time_scale)
 
     def _x0(self, x_t: Tensor, mean: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -148,6 +174,8 @@ class DiffusionModel(NetworkModel):
             return mean
         if self.mean == "v":
             return alpha * x_t - sigma * mean
+        if self.mean == "flow":
+            return (x_t - sigma * mean) / (alpha + sigma)  # z - u velocity
         skip, out, _ = _edm_scalings(sigma / alpha)
         return skip * x_t / alpha + out * mean  # EDM Eq. 7
 

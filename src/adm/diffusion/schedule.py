@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Schedule", "Time", "cosine", "expand", "linear", "spaced", "strided"]
+__all__ = ["Schedule", "Time", "cosine", "edm", "expand", "flow", "linear", "spaced", "strided"]
 
 Time = int | float | Tensor
 """A timestep: one number for the batch, or a tensor of shape () or (N,); real values lie between table entries."""
@@ -124,6 +124,30 @@ def cosine(T: int = 1000) -> Schedule:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
     return Schedule.from_betas([min(1 - f((i + 1) / T) / f(i / T), 0.999) for i in range(T)])
+
+
+def edm(T: int = 1000) -> Schedule:
+    """EDM's range of noise levels: the noise-to-signal ratio rises from 0.002 to 80, evenly in its logarithm.
+
+    For training in EDM's manner, with `timesteps=log-normal`; uniform timesteps draw it log-uniformly. Source: EDM
+    Table 1 (sigma_min, sigma_max).
+    """
+    if T < 2:
+        raise ValueError(f"edm({T}): the first and the last noise level are given; use T >= 2")
+    return Schedule.from_sigmas(torch.from_numpy(np.geomspace(0.002, 80.0, T, dtype=np.float64)))
+
+
+def flow(T: int = 1000) -> Schedule:
+    """The straight path (1 - u) x_0 + u eps at u = (t + 1) / (T + 1), each point scaled to alpha^2 + sigma^2 = 1.
+
+    u runs evenly inside (0, 1): the ends, where alpha_bar would be 1 and 0, lie one more step of the same length away.
+    The noise-to-signal ratio is u / (1 - u). Source: rectified flow, Liu, Gong and Liu 2022 (whose time runs from noise
+    to data).
+    """
+    if T < 1:
+        raise ValueError(f"flow({T}): a schedule needs timesteps; use T >= 1")
+    u = torch.arange(1, T + 1, dtype=torch.float64) / (T + 1)
+    return Schedule((1 - u) ** 2 / ((1 - u) ** 2 + u**2))
 
 
 def spaced(T: int, counts: int | str | Sequence[int]) -> list[int]:

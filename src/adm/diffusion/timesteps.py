@@ -8,11 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["LossSecondMoment", "TimestepSampler", "Uniform"]
+from adm.diffusion.schedule import Schedule
+
+__all__ = ["LogNormal", "LossSecondMoment", "TimestepSampler", "Uniform"]
 
 
 class TimestepSampler(Protocol):
-    """Draws timesteps from uniforms in (0, 1), with weights that keep the loss unbiased."""
+    """Draws timesteps from uniforms in (0, 1), with the weights that their losses get."""
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]: ...
     def updated(self, t: Tensor, loss: Tensor) -> TimestepSampler: ...
@@ -37,6 +39,37 @@ class Uniform:
         return {}
 
     def restored(self, state: dict[str, Tensor]) -> Uniform:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class LogNormal:
+    """log(sigma) is drawn from N(mean, std^2), rounded to the nearest timestep (EDM Table 1).
+
+    sigma is EDM's, the noise-to-signal ratio; the first and the last timestep take the tails. With N(0, 1) on the flow
+    schedule it is the logit-normal u of Esser et al. 2024. probability: (T,) float64, summing to 1. The weights are 1:
+    how often a noise level is seen is meant to be how much it counts, as in EDM.
+    """
+
+    probability: Tensor
+
+    @classmethod
+    def new(cls, schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> LogNormal:
+        log_sigma = -0.5 * torch.logit(schedule.alpha_bar)
+        borders = torch.special.ndtr(((log_sigma[1:] + log_sigma[:-1]) / 2 - mean) / std)
+        return cls(torch.cat([borders.new_zeros(1), borders, borders.new_ones(1)]).diff())
+
+    def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """u: (N,) uniforms -> t: (N,) int64 by the inverse CDF, and weight: (N,) float32, all 1."""
+        return _inverse_cdf(self.probability, u), torch.ones(len(u))
+
+    def updated(self, t: Tensor, loss: Tensor) -> LogNormal:
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def restored(self, state: dict[str, Tensor]) -> LogNormal:
         return self
 
 
@@ -70,7 +103,7 @@ class LossSecondMoment:
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """u: (N,) uniforms -> t: (N,) int64 by the inverse CDF, and weight: (N,) float32, 1 / (T p_t)."""
         p = self.probabilities()
-        t = torch.searchsorted(p.cumsum(0), u.double()).clamp(max=self.num_timesteps - 1)
+        t = _inverse_cdf(p, u)
         return t, (1 / (self.num_timesteps * p[t])).float()
 
     def updated(self, t: Tensor, loss: Tensor) -> LossSecondMoment:
@@ -90,3 +123,7 @@ class LossSecondMoment:
 
     def restored(self, state: dict[str, Tensor]) -> LossSecondMoment:
         return replace(self, history=state["history"].clone(), count=state["count"].clone())
+
+
+def _inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
+    return torch.searchsorted(p.cumsum(0), u.double()).clamp(max=len(p) - 1)

@@ -57,14 +57,32 @@ def new_directory(path: _disk.PathLike) -> Iterator[Path]:
         with _disk.explained("write", path):
             _disk.mkdir(partial)
         yield partial
-        with _disk.explained("write", path):
-            _seal(partial, path)
-            _disk.refuse_existing(path)
-            _disk.rename(partial, path)
-            _disk.fsync_directory(path.parent)
+        _publish(partial, path)
     except BaseException:
         _disk.discard(partial)
         raise
+
+
+def finish_directory(partial: _disk.PathLike, path: _disk.PathLike) -> None:
+    """Gives a directory that was filled over several runs its manifest and its final name, on the same file system.
+
+    Killed in between it leaves ``partial`` as it was, but perhaps with a manifest, which the next call replaces. A
+    ``path`` that exists is refused.
+    """
+    partial, path = _disk.absolute(partial), _disk.absolute(path)
+    _disk.refuse_existing(path)
+    with _disk.explained("write", path):
+        if os.path.lexists(partial / MANIFEST):
+            _disk.unlink(partial / MANIFEST)
+    _publish(partial, path)
+
+
+def _publish(partial: Path, path: Path) -> None:
+    with _disk.explained("write", path):
+        _seal(partial, path)
+        _disk.refuse_existing(path)
+        _disk.rename(partial, path)
+        _disk.fsync_directory(path.parent)
 
 
 def _seal(directory: Path, shown: Path) -> None:

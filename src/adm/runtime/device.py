@@ -6,21 +6,23 @@ import os
 
 import torch
 
+from adm.runtime._launch import local_rank
 from adm.runtime.errors import UsageError
 from adm.runtime.text import one_line
 
-__all__ = ["pick_device"]
+__all__ = ["available_memory", "pick_device"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
     """The named device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps. Else ``UsageError``.
 
-    Under torchrun cuda without a number is the one of this process's LOCAL_RANK.
+    Under torchrun and srun cuda without a number is the one of this process's number on its machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
-    if name == "cuda" and os.environ.get("LOCAL_RANK", "").isdecimal() and torch.cuda.device_count() > 0:
-        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # each process of torchrun its own
+    local = local_rank(os.environ)
+    if name == "cuda" and local is not None and torch.cuda.device_count() > 0:
+        name = f"cuda:{local % torch.cuda.device_count()}"  # each process its own
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -36,3 +38,20 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that this process could have on the device, what it has already included; None where nobody says."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    if device.type != "cpu":
+        return None
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        with open("/proc/self/statm", encoding="ascii") as file:
+            resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(lines["MemAvailable"].split()[0]) * 1024 + resident
+    except (OSError, KeyError, ValueError):  # not Linux
+        return None

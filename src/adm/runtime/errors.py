@@ -14,6 +14,7 @@ __all__ = [
     "ResourceError",
     "StoppedError",
     "UsageError",
+    "is_out_of_memory",
 ]
 
 
@@ -63,3 +64,10 @@ class StoppedError(AdmError):
     """Stopped on request; the same command continues."""
 
     exit_code = 75
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is Python's, CUDA's, or torch's on the CPU, which is a RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -20,8 +20,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 __all__ = [
     "Curve",
+    "Dots",
     "Panel",
     "TradeOff",
+    "dot_plot",
     "loss_curves",
     "scale_curves",
     "trade_off",
@@ -87,6 +89,31 @@ class Panel:
     log: bool = False
     percent: bool = False
     levels: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Some values of each row, by its name; the first row is what the others are compared with."""
+
+    title: str
+    values: Mapping[str, Sequence[float]]
+
+
+def dot_plot(panels: Sequence[Dots]) -> bytes:
+    """A panel for each quantity, a line for each row: its values as dots, their mean as a bar."""
+    names = list(panels[0].values)
+    with matplotlib.rc_context(_style()):
+        figure = _figure(4.1 * max(len(panels), 2), 0.9 + 0.26 * len(names))
+        for number, (axes, panel) in enumerate(zip(_row(figure, len(panels)), panels, strict=True)):
+            for k, name in enumerate(names):
+                values, colour = panel.values[name], COLOURS[0] if k == 0 else COLOURS[1]
+                axes.plot(values, [k] * len(values), "o", color=colour, markersize=5, alpha=0.7, linestyle="none")
+                axes.plot([np.mean(values)], [k], "|", color=INK, markersize=13, markeredgewidth=1.8)
+            axes.axvline(float(np.mean(panel.values[names[0]])), color=MUTED, linewidth=1.0, linestyle=(0, (2, 2)))
+            axes.set_yticks(range(len(names)), names if number == 0 else [""] * len(names))
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.set_title(panel.title)
+        return _png(figure)
 
 
 def trade_off(lines: Sequence[TradeOff], anchors: Mapping[str, tuple[float, float]] | None = None) -> bytes:

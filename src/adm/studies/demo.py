@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adm.checkpoints import format as checkpoint_format
 from adm.checkpoints.load import load
 from adm.checkpoints.model_document import ScheduleConfig, describe_model
 from adm.data import write_npz
@@ -36,6 +35,7 @@ from adm.runtime.config import to_dict
 from adm.runtime.errors import DamagedError, StoppedError
 from adm.runtime.text import shown_path
 from adm.studies._demo_report import write_demo_report
+from adm.studies._judge import digits_judge
 from adm.studies.generate import batches, prepare
 from adm.studies.likelihood import measure_likelihood
 from adm.training.config import ClassifierTraining, DataConfig, DiffusionTraining, LoopConfig, OptimizerConfig
@@ -123,7 +123,12 @@ def _run_demo(
     ]
     model, guide = load(paths[0], device), load(paths[1], device)
     assert isinstance(model, DiffusionModel) and isinstance(guide, NoisyClassifier)
-    judge = _judge(config, out, train_set, on_progress)
+    judge = digits_judge(
+        out,
+        config.judge_steps,
+        config.seed,
+        lambda step, loss: on_progress("training the independent judge", step, config.judge_steps, f"loss {loss:.3f}"),
+    )
     identity = _identity(*paths)
 
     measurements = [
@@ -219,26 +224,6 @@ def _train(
         on_progress(what, p.step, p.num_steps, "" if p.result is None else f"loss {p.result.loss:.3f}")
 
     return train(config, out, device, progress, stop_requested)
-
-
-def _judge(config: DemoConfig, out: Path, train_set: Digits, on_progress: OnProgress) -> CleanClassifier:
-    """The independent classifier, trained once."""
-    what, path = "training the independent judge", out / f"judge-{config.judge_steps}-{config.seed}"
-    if path.exists():
-        try:
-            return CleanClassifier.from_state(checkpoint_format.load(path).tensors["judge"])
-        except (DamagedError, KeyError):
-            files.remove(path)
-    judge = CleanClassifier.fit(
-        train_set.images,
-        train_set.labels,
-        10,
-        seed=config.seed,
-        steps=config.judge_steps,
-        on_progress=lambda step, loss: on_progress(what, step, config.judge_steps, f"loss {loss:.3f}"),
-    )
-    checkpoint_format.save(path, tensors={"judge": judge.state()}, documents={})
-    return judge
 
 
 def _sets(

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adm.checkpoints.load import locate
 from adm.checkpoints.model_document import Model
+from adm.checkpoints.presets import Preset
 from adm.data import to_uint8
 from adm.diffusion.chain import Chain
 from adm.diffusion.condition import Condition
@@ -28,7 +30,9 @@ from adm.sampling import Sampler, SeededNoise, sample, timesteps_for
 from adm.studies.choices import choose, default_steps, full_spec
 from adm.studies.labels import labels_in_turn
 from adm.studies.named_models import (
+    Kind,
     as_diffusion,
+    as_upsampler,
     load_classifier,
     load_diffusion,
     named_preset,
@@ -48,6 +52,8 @@ __all__ = [
     "resolve_labels",
 ]
 
+_CHECKS = {"diffusion": as_diffusion, "upsampler": as_upsampler}
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -56,7 +62,8 @@ class Request:
     denoiser: the model under its guidances. classes: names of the classes that labels may name (empty: no names).
     num_classes: how many there are; None if no model here knows classes. is_guided: whether a guidance may ask for
     labels even so. guides: checkpoints of the models that guidances named. Of a model that was named: name, the
-    preset's or its directory's; checkpoint; guidance, in full; said, what was chosen for the user, in a line.
+    preset's or its directory's; checkpoint; preset, if it is one; guidance, in full; said, what was chosen for the
+    user, in a line.
     """
 
     model: DiffusionModel
@@ -69,6 +76,7 @@ class Request:
     guides: tuple[Path, ...]
     name: str = ""
     checkpoint: Path | None = None
+    preset: Preset | None = None
     guidance: tuple[str, ...] = ()
     said: str | None = None
 
@@ -121,6 +129,7 @@ def prepare_named(
     device: str | torch.device = "cpu",
     weights: str = "ema",
     precision: Literal["float32", "bfloat16"] | None = None,
+    kind: Kind = "diffusion",
 ) -> Request:
     """`prepare` for what `adm.load` takes, with what is left open chosen by the preset behind it.
 
@@ -129,18 +138,19 @@ def prepare_named(
     shown = shown_path(model)
     named = named_preset(model)
     if named is not None:
-        refuse_other_kind(named)
+        refuse_other_kind(named, kind)
         require_presets(model, choose(named, shown, sampler, steps, guidance).guidance)
     checkpoint = locate(model)  # once: a run that is still training soon has a newer one
     loaded, preset = read_with_preset(checkpoint, weights)
-    loaded = as_diffusion(loaded, shown).to(device)
+    loaded = _CHECKS[kind](loaded, shown).to(device)
     choice = choose(preset, shown, sampler, steps, guidance)
     require_presets(model, choice.guidance)
-    request = prepare(loaded, choice.steps, sampler, choice.guidance, precision)
+    request = prepare(loaded, choice.steps, sampler, choice.guidance, precision, kind)
     return replace(
         request,
         name=checkpoint.name if named is None else named.name,
         checkpoint=checkpoint,
+        preset=preset,
         guidance=tuple(full_spec("guidance", spec) for spec in choice.guidance if isinstance(spec, str)),
         said=choice.said(len(request.chain)),
     )
@@ -152,14 +162,15 @@ def prepare(
     sampler: str | Sampler,
     guidance: Sequence[str | Guidance] = (),
     precision: Literal["float32", "bfloat16"] | None = None,
+    kind: Kind = "diffusion",
 ) -> Request:
     """Build sampler, chain and guidances. Component specs are text as on the command line, or ready objects.
 
     steps: None for `default_steps`. precision: bfloat16 is autocast around the networks, the guiding ones too; None
-    leaves them as they are. x_0 is clamped to [-1, 1], unless a guidance of the stage "clip" is given. Raises
-    UsageError for what does not go together.
+    leaves them as they are. kind: what the model must be. x_0 is clamped to [-1, 1], unless a guidance of the stage
+    "clip" is given. Raises UsageError for what does not go together.
     """
-    as_diffusion(model, "the model")
+    _CHECKS[kind](model, "the model")
     rule: Sampler = lookup.build("sampling", sampler) if isinstance(sampler, str) else sampler
     paths: list[Path] = []
 
@@ -210,11 +221,13 @@ def batches(
     batch_size: int = 16,
     wanted: Callable[[int], bool] = lambda index: True,
     on_step: Callable[[int, int], None] = lambda index, step: None,
+    low_res: Callable[[range], Tensor] | None = None,
 ) -> Iterator[Batch]:
     """The images, labels[k] from seed + k, in blocks of batch_size that start at multiples of it.
 
     The last block is filled up with images that are thrown away, so an image's bytes do not depend on how many are
-    asked for. wanted(k): blocks without a wanted image are skipped. on_step(index, step) after each step.
+    asked for. wanted(k): blocks without a wanted image are skipped. on_step(index, step) after each step. low_res: of
+    an upsampler, the images range -> (len(range), C, h, w) in [-1, 1] to be enlarged.
     """
     shape = request.model.image_shape
     if shape is None:
@@ -224,8 +237,10 @@ def batches(
         count = min(size, len(labels) - start)
         if not any(wanted(k) for k in range(start, start + count)):
             continue
-        some = [labels[min(start + i, len(labels) - 1)] for i in range(size)]
-        cond = Condition(label=torch.tensor(some)) if max(some) >= 0 else Condition()
+        filled = torch.arange(size).clamp(max=count - 1)
+        some = torch.tensor(labels[start : start + count])[filled]
+        small = None if low_res is None else low_res(range(start, start + count))[filled]
+        cond = Condition(label=some if bool((some >= 0).any()) else None, low_res=small)
         noise = SeededNoise(range(seed + start, seed + start + size))
         x = sample(
             request.denoiser,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from adm.checkpoints import store
-from adm.checkpoints.load import load
+from adm.checkpoints.load import load, load_file
 from adm.checkpoints.model_document import Model
 from adm.checkpoints.presets import Preset, find_preset, is_preset
-from adm.checkpoints.released import read_released
 from adm.diffusion.model import DiffusionModel, NoisyClassifier
 from adm.guidance import Guidance
 from adm.runtime import files, lookup
@@ -19,7 +19,9 @@ from adm.runtime.errors import UsageError
 from adm.runtime.text import shown_path
 
 __all__ = [
+    "Kind",
     "as_diffusion",
+    "as_upsampler",
     "load_classifier",
     "load_diffusion",
     "named_preset",
@@ -27,6 +29,9 @@ __all__ = [
     "refuse_other_kind",
     "require_presets",
 ]
+
+Kind = Literal["diffusion", "upsampler"]
+"""What makes images: from noise alone, or from noise and a small image."""
 
 
 def load_diffusion(
@@ -54,24 +59,46 @@ def as_diffusion(model: Model, shown: str) -> DiffusionModel:
     """The model. Raises UsageError if it is a classifier, or an upsampler, which noise alone is not enough for."""
     if not isinstance(model, DiffusionModel):
         raise UsageError(f"{shown} is a classifier. Give a diffusion model.")
-    if getattr(getattr(model.network, "config", None), "low_res_channels", 0):
+    if _enlarges(model):
         raise UsageError(
-            f"{shown} is an upsampler: it enlarges small images, and noise alone gives it none. Give a base model; "
-            "from Python, adm.sample takes adm.Condition(low_res=...)."
+            f"{shown} is an upsampler: it enlarges small images, and noise alone gives it none. Give a base model, or "
+            "small images to adm upsample; from Python, adm.sample takes adm.Condition(low_res=...)."
         )
     return model
 
 
-def refuse_other_kind(preset: Preset) -> None:
-    """UsageError for a preset that is a classifier or an upsampler, which need not be fetched to know that."""
+def as_upsampler(model: Model, shown: str) -> DiffusionModel:
+    """The model. Raises UsageError if it is a classifier, or makes images from noise alone."""
+    if not isinstance(model, DiffusionModel):
+        raise UsageError(f"{shown} is a classifier. Give an upsampler.")
+    if not _enlarges(model):
+        raise UsageError(
+            f"{shown} makes images from noise alone, with adm sample, and enlarges none. Give an upsampler."
+        )
+    return model
+
+
+def _enlarges(model: DiffusionModel) -> bool:
+    return bool(getattr(getattr(model.network, "config", None), "low_res_channels", 0))
+
+
+def refuse_other_kind(preset: Preset, wanted: Kind = "diffusion") -> None:
+    """UsageError for a preset that is of another kind, which need not be fetched to know that."""
+    if preset.kind == wanted:
+        return
+    if wanted == "upsampler":
+        known = {"diffusion": "makes images from noise alone", "classifier": "is a classifier"}[preset.kind]
+        its = "" if preset.upsampler is None else f"; of its images, {preset.upsampler}"
+        raise UsageError(f"{preset.name} {known}, and enlarges none. Give an upsampler{its}.")
     if preset.kind == "classifier":
         raise UsageError(
             f"{preset.name} is a classifier. Give a diffusion model, such as {' or '.join(preset.guides)}."
         )
     if preset.kind == "upsampler":
-        base = "Give a base model." if preset.base is None else f"Sample its base, {preset.base}."
+        base = "a base model" if preset.base is None else f"its base, {preset.base}"
         raise UsageError(
-            f"{preset.name} is an upsampler: it enlarges small images, and noise alone gives it none. {base}"
+            f"{preset.name} is an upsampler: it enlarges small images, and noise alone gives it none. "
+            f"Sample {base}, and give adm upsample those."
         )
 
 
@@ -84,7 +111,7 @@ def named_preset(model: str | Path) -> Preset | None:
 def read_with_preset(place: Path, weights: str) -> tuple[Model, Preset | None]:
     """The model at a located path, and the preset that it is: recognised now, or when it was converted."""
     if not place.is_dir():
-        released = read_released(place)
+        released = load_file(place, weights)
         return released.model, released.preset
     model = load(place, weights=weights)
     provenance = place / "provenance.json"

@@ -17,6 +17,7 @@ from adm.training.config import (
     LoopConfig,
     OptimizerConfig,
     TrainConfig,
+    UpsamplerTraining,
 )
 
 __all__ = ["default_config", "parse_size", "typical_config", "usual_settings"]
@@ -47,14 +48,25 @@ def default_config(
     }
     batch = min(64, len(dataset))
     schedule = ScheduleConfig("cosine" if side <= 64 else "linear", 1000)
+    optimizer = OptimizerConfig(lr=1e-3 if side < 16 else 3e-4 if side <= 64 else 1e-4, warmup_steps=100)
+    loop = LoopConfig(steps=5_000 if side < 16 else 100_000, batch_size=batch, seed=seed)
     if job == "diffusion":
-        return DiffusionTraining(
-            "diffusion",
+        network = UNetConfig(out_channels=2 * channels, num_classes=classes, **trunk)  # type: ignore[arg-type]
+        return DiffusionTraining("diffusion", DataConfig(path), network, schedule, optimizer=optimizer, loop=loop)
+    if job == "upsampler":
+        factor = 4 if side >= 32 and all(length % 4 == 0 for length in size) else 2
+        if any(length % factor for length in size):
+            raise DataError(f"{path}: {size[0]}x{size[1]} cannot be halved. Choose an even --image-size.")
+        low = (size[0] // factor, size[1] // factor)
+        network = UNetConfig(out_channels=2 * channels, num_classes=classes, low_res_channels=channels, **trunk)  # type: ignore[arg-type]
+        return UpsamplerTraining(
+            "upsampler",
             DataConfig(path),
-            UNetConfig(out_channels=2 * channels, num_classes=classes, **trunk),  # type: ignore[arg-type]
+            network,
             schedule,
-            optimizer=OptimizerConfig(lr=1e-3 if side < 16 else 3e-4 if side <= 64 else 1e-4, warmup_steps=100),
-            loop=LoopConfig(steps=5_000 if side < 16 else 100_000, batch_size=batch, seed=seed),
+            optimizer=optimizer,
+            loop=loop,
+            low_res_size=low[0] if low[0] == low[1] else low,
         )
     if classes is None:
         raise DataError(f"{path}: no classes; a classifier needs the images of each class in a folder of its own.")

@@ -40,19 +40,23 @@ class Source:
 def open_source(name: str, job: str) -> Source:
     """The model of a run, checkpoint directory, preset or recognised file.
 
-    job: diffusion or classifier, what it is to be trained as. Raises UsageError when it is the other kind.
+    job: diffusion, classifier or upsampler, what it is to be trained as. Raises UsageError when it is another kind.
     """
     path = locate(name)
     model = load(path)  # not of the name: a run may save its next checkpoint meanwhile
-    kind = "diffusion" if isinstance(model, DiffusionModel) else "classifier"
+    kind = kind_of(model)
     if kind != job:
-        article = "a diffusion model" if kind == "diffusion" else "a classifier"
+        article = {"diffusion": "a diffusion model", "classifier": "a classifier", "upsampler": "an upsampler"}[kind]
         raise UsageError(f"{one_line(name, 60)} is {article}: adm train {kind} continues it, not adm train {job}.")
-    if isinstance(model.network, UNet) and model.network.config.low_res_channels:
-        raise UsageError(
-            f"{one_line(name, 60)} is an upsampler, which adm train {job} cannot train. Give a base model."
-        )
     return Source(name, fingerprint(path), model)
+
+
+def kind_of(model: Model) -> str:
+    """The job that trains such a model."""
+    if not isinstance(model, DiffusionModel):
+        return "classifier"
+    assert isinstance(model.network, UNet)
+    return "upsampler" if model.network.config.low_res_channels else "diffusion"
 
 
 def finetune_config(source: Source, path: str, dataset: Dataset, seed: int = 0) -> TrainConfig:
@@ -62,9 +66,8 @@ def finetune_config(source: Source, path: str, dataset: Dataset, seed: int = 0) 
     A classifier that does not know its schedule gets the default one: see `check_source`.
     """
     model = source.model
-    job = "diffusion" if isinstance(model, DiffusionModel) else "classifier"
     assert isinstance(model.network, UNet | EncoderClassifier)
-    config = default_config(job, path, dataset, model.network.config.size, seed)
+    config = default_config(kind_of(model), path, dataset, model.network.config.size, seed)
     config = as_the_model(config, model)
     return replace(
         config,

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from adm.checkpoints import format as checkpoint_format
 from adm.checkpoints.load import fingerprint, locate
-from adm.data import Dataset, open_dataset
+from adm.data import Dataset
 from adm.runtime import files
-from adm.runtime.config import assigned, override, settings
+from adm.runtime.config import assigned, from_text, override, settings
 from adm.runtime.errors import AdmError, DamagedError, UsageError
 from adm.runtime.text import one_line, shown_path
-from adm.training.config import TrainConfig, parse_config
-from adm.training.defaults import default_config, parse_size
+from adm.training.config import DataConfig, TrainConfig, parse_config
+from adm.training.defaults import default_config, parse_size, typical_config
 from adm.training.finetune import Source, check_source, finetune_config, open_source
+from adm.training.images import open_training
+from adm.training.presets import preset_config
 from adm.training.resume import MAY_CHANGE, read_config, refuse_changes
 
 __all__ = ["Plan", "Request", "plan"]
@@ -25,7 +27,8 @@ __all__ = ["Plan", "Request", "plan"]
 class Request:
     """What was asked for; None and nothing are left to the run that is there, or to the defaults.
 
-    source: a model to begin with. image_size: "64" or "48x64" (height x width). settings: "dotted.name=value" of
+    source: a model to begin with. preset: settings to begin with (`adm.training.presets`). image_size: "64" or "48x64"
+    (height x width). labels_from: where the classes come from, as `data.labels_from`. settings: "dotted.name=value" of
     anything else, which win over the other fields.
     """
 
@@ -33,6 +36,8 @@ class Request:
     data: str
     out: Path
     source: str | None = None
+    preset: str | None = None
+    labels_from: str | None = None
     steps: int | None = None
     batch: int | None = None
     image_size: str | None = None
@@ -40,8 +45,13 @@ class Request:
     settings: tuple[str, ...] = ()
 
     def assignments(self) -> tuple[str, ...]:
-        """All but source and image_size as settings."""
-        named = {"loop.steps": self.steps, "loop.batch_size": self.batch, "loop.seed": self.seed}
+        """All but source, preset and image_size as settings."""
+        named = {
+            "data.labels_from": self.labels_from,
+            "loop.steps": self.steps,
+            "loop.batch_size": self.batch,
+            "loop.seed": self.seed,
+        }
         return (*(f"{name}={value}" for name, value in named.items() if value is not None), *self.settings)
 
 
@@ -62,13 +72,20 @@ def plan(request: Request, on_images: Callable[[int, int], None] = lambda done, 
     source's network or with the defaults for the data. on_images: called with (files looked at, in all). Raises
     UsageError and DataError.
     """
+    if request.source is not None and request.preset is not None:
+        raise UsageError("--from and --preset both say what to begin with. Give one of them.")
     before = earlier_config(request.out)
     if before is not None:
         config = continued(request, before)
-        return Plan(config, open_dataset(request.data, channels=config.network.in_channels, progress=on_images))
+        return Plan(config, open_training(config.data, config.network.in_channels, on_images))
     if request.source is None:
-        dataset = open_dataset(request.data, progress=on_images)
-        config = default_config(request.job, request.data, dataset, parse_size(request.image_size))
+        dataset = new_images(request, None, on_images)
+        size = parse_size(request.image_size)
+        config = (
+            default_config(request.job, request.data, dataset, size)
+            if request.preset is None
+            else named_config(request.preset, request, dataset, size)
+        )
         return Plan(override(config, request.assignments()), dataset)
     size = parse_size(request.image_size)
     source = open_source(request.source, request.job)
@@ -85,7 +102,7 @@ def plan_from(source: Source, request: Request, on_images: Callable[[int, int], 
     """A new run that begins with the source's weights; the data follow its channels."""
     shape = source.model.image_shape
     assert shape is not None, "networks of a checkpoint know their image shape"
-    dataset = open_dataset(request.data, channels=shape[0], progress=on_images)
+    dataset = new_images(request, shape[0], on_images)
     config = finetune_config(source, request.data, dataset)
     given = assigned(config, request.assignments())
     if source.model.schedule is None and "schedule.name" not in given:
@@ -96,6 +113,16 @@ def plan_from(source: Source, request: Request, on_images: Callable[[int, int], 
     config = override(config, request.assignments())
     check_source(config, source)
     return Plan(config, dataset, source)
+
+
+def new_images(request: Request, channels: int | None, on_images: Callable[[int, int], None]) -> Dataset:
+    """The images of a new run, read as the request says."""
+    given = assigned(typical_config(request.job), request.assignments())
+    channels = from_text(int, given["network.in_channels"]) if "network.in_channels" in given else channels
+    data = DataConfig(
+        request.data, given.get("data.labels_from", "auto"), from_text(bool, given.get("data.skip_bad", "false"))
+    )
+    return open_training(data, channels, on_images)
 
 
 def earlier_config(out: Path) -> TrainConfig | None:
@@ -125,10 +152,17 @@ def continued(request: Request, before: TrainConfig) -> TrainConfig:
         given = {"network.image_size": request.image_size or ""} | given
     now = settings(before)
     changes = [(name, now[name], value) for name, value in given.items() if now[name] != value]
+    if request.preset not in (None, before.preset):
+        changes.insert(0, ("preset", before.preset or "none", request.preset or ""))
     if request.source is not None and not is_source(request.source, before):
         changes.insert(0, ("from", before.source or "none", request.source))
     refuse_changes(change for change in changes if change[0] not in MAY_CHANGE)
     return override(replace(before, data=replace(before.data, path=request.data)), request.assignments())
+
+
+def named_config(preset: str, request: Request, dataset: Dataset, size: tuple[int, int] | None) -> TrainConfig:
+    """The preset's settings, fitted to the data; the config says whose they are."""
+    return replace(preset_config(preset, request.job, request.data, dataset, size), preset=preset)
 
 
 def is_source(name: str, config: TrainConfig) -> bool:

@@ -9,25 +9,33 @@ from typing import Any
 import torch
 
 from adm.checkpoints import format as checkpoint_format
-from adm.data import Dataset
+from adm.data import Dataset, describe_difference
 from adm.runtime import files
 from adm.runtime.config import difference
 from adm.runtime.errors import AdmError, DamagedError, DataError, UsageError
 from adm.runtime.text import one_line, shown_path
 from adm.training.config import TrainConfig, parse_config
+from adm.training.images import fingerprint_of
 from adm.training.trainer import Trainer
 
 __all__ = ["MAY_CHANGE", "read_config", "refuse_changes", "refuse_foreign", "restore"]
 
 MAY_CHANGE = {
     "data.path",  # the images themselves are recognised by their fingerprint
+    "data.labels_from",  # so are the labels
+    "data.validation",
     "data.workers",
+    "ema.snapshot_every",
     "loop.keep",
     "loop.log_every",
     "loop.microbatch",
+    "loop.minutes",
+    "loop.on_nan",
     "loop.sample_every",
     "loop.save_every",
     "loop.steps",
+    "loop.validate_every",
+    "loop.wandb",
     "optimizer.lr",
     "source",  # it is recognised by source_sha256
 }
@@ -46,11 +54,11 @@ def restore(trainer: Trainer, newest: Path, config: TrainConfig, dataset: Datase
     changed = difference(before, config)
     refuse_changes((name, old, new) for name, old, new in changed if name not in MAY_CHANGE)
     state = checkpoint.documents["state"]
-    if state["data"] != dataset.fingerprint:
-        raise DataError(
-            f"{config.data.path}: the images are not those that this run was started with. "
-            "Bring the data back as they were, or choose another --out."
-        )
+    if state["data"] != fingerprint_of(dataset, config):
+        known = tuple(checkpoint.documents["model"]["class_names"])  # none of an unconditional run
+        classes = describe_difference(known, dataset.class_names) if known else ""
+        what = "the images are not those that this run was started with" + (f": {classes}" if classes else "")
+        raise DataError(f"{config.data.path}: {what}. Bring the data back as they were, or choose another --out.")
     trainer.restore(checkpoint.tensors, state)
     notes = [f"continuing from step {trainer.step}"]
     notes += [f"{name}: {old} -> {new}" for name, old, new in changed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,32 +11,52 @@ from pathlib import Path
 import torch
 
 from adm.checkpoints import format as checkpoint_format
-from adm.checkpoints.model_document import describe_model, make_schedule
-from adm.data import Dataset, Loader, grid, open_dataset, save_png
-from adm.diffusion.model import DiffusionModel, NoisyClassifier
-from adm.nn import EncoderClassifier, UNet
-from adm.runtime import files, randomness
+from adm.checkpoints.model_document import describe_model
+from adm.data import Batch, Dataset, Loader, grid, save_png
+from adm.diffusion.model import DiffusionModel
+from adm.runtime import files
 from adm.runtime.config import to_dict
-from adm.runtime.errors import DataError, DivergedError, StoppedError
+from adm.runtime.distributed import World
+from adm.runtime.errors import DivergedError, ResourceError, StoppedError, is_out_of_memory
 from adm.runtime.text import shown_path
-from adm.training.config import DiffusionTraining, TrainConfig
+from adm.training._wandb import open_sink
+from adm.training.build import check_data, make_loader, new_model
+from adm.training.config import ClassifierTraining, TrainConfig, UpsamplerTraining
 from adm.training.finetune import Source, check_source, open_source, start_from
+from adm.training.images import fingerprint_of, open_held_out, open_training
+from adm.training.memory import too_little_memory
 from adm.training.preview import preview
 from adm.training.resume import refuse_foreign, restore
-from adm.training.runlog import RunLog
+from adm.training.runlog import RunLog, read_log
+from adm.training.snapshots import discard_snapshots, save_snapshot
 from adm.training.trainer import StepResult, Trainer
+from adm.training.upsampling import preview_upsampler
+from adm.training.validation import Validation, draw
 
-__all__ = ["Progress", "new_model", "train"]
+__all__ = ["Progress", "train"]
+
+
+FEW = 200
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is, after each step; `notes` are lines worth showing, once each."""
+    """Where a run is, after each step; `notes` are lines worth showing, once each. seconds: of training."""
 
     step: int
     num_steps: int
     result: StepResult | None = None
     notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a caller of `train` wants to hear of it, and how it stops it."""
+
+    on_progress: Callable[[Progress], None]
+    stop_requested: Callable[[], bool]
+    on_aside: Callable[[str, int, int], None]
 
 
 def train(
@@ -46,45 +67,77 @@ def train(
     stop_requested: Callable[[], bool] = lambda: False,
     dataset: Dataset | None = None,
     source: Source | None = None,
-    on_grid: Callable[[int, int], None] = lambda done, total: None,
+    on_aside: Callable[[str, int, int], None] = lambda what, done, total: None,
+    world: World = World(),
 ) -> Path:
     """Train until `loop.steps`, from the newest intact checkpoint in `out` if there is one; returns its path.
 
-    The result is the same, bit for bit, as of a run that was never interrupted (same machine and versions).
-    stop_requested is asked after each step; when true the run is saved and StoppedError raised. dataset and source: the
-    data of `data.path` and the model of `source`, if already open; a run with a checkpoint needs no source. on_grid:
-    called with (images done, in all) while a sample grid is made. Raises UsageError when `out` holds another run,
-    DataError, ResourceError, and DivergedError with nothing bad saved.
+    The result is the same, bit for bit, as of a run that was never interrupted (same machine, versions and number of
+    processes; `loop.exact`: any number of them). dataset and source: the data of `data.path` and the model of `source`,
+    if already open; a run with a checkpoint needs no source. world: the processes of the run, each of which calls this;
+    process 0 alone writes and calls on_progress and on_aside. stop_requested is asked after each step; when true in any
+    process the run is saved and StoppedError raised. on_aside: called with (what, done, in all) during a sample grid or
+    a measurement. Raises UsageError when `out` holds another run, DataError, ResourceError, and DivergedError with
+    nothing bad saved.
     """
-    dataset = open_dataset(config.data.path, channels=config.network.in_channels) if dataset is None else dataset
+    watch = Watch(on_progress, stop_requested, on_aside)
+    if dataset is None:
+        dataset = open_training(config.data, config.network.in_channels)
+    world.agree("settings", json.dumps(to_dict(config), sort_keys=True))
+    world.agree("images", fingerprint_of(dataset, config))
     checkpoints = out / "checkpoints"
+    first = world.rank == 0
     if not checkpoint_format.steps(checkpoints):  # what cannot begin leaves no directory behind
         check_data(config, dataset)
-        make_loader(config, dataset)
+        make_loader(config, dataset, world)
         source = opened(config, source)
+    validation = make_validation(config, dataset)
     model = new_model(config, dataset.class_names, device)
     with ExitStack() as stack:
-        refuse_foreign(out)
-        lock = stack.enter_context(files.lock(out / ".lock", f"run {shown_path(out)!r}"))
-        newest, notes = checkpoint_format.newest_intact(checkpoints, set_aside=True)
-        for folder in (out, checkpoints, out / "samples"):
-            if folder.is_dir():
-                files.remove_partials(folder)  # what a killed run left
+        notes: list[str] = []
+        lock = None
+        if first:
+            refuse_foreign(out)
+            lock = stack.enter_context(files.lock(out / ".lock", f"run {shown_path(out)!r}"))
+            newest, notes = checkpoint_format.newest_intact(checkpoints, set_aside=True)
+            for folder in (out, checkpoints, out / "samples"):
+                if folder.is_dir():
+                    files.remove_partials(folder)  # what a killed run left
+        name = world.from_first(newest.name if first and newest is not None else "")
+        newest = checkpoints / name if name else None
         if newest is None:
             check_data(config, dataset)
             source = opened(config, source)
             notes += [] if source is None else start_from(model, source)
-        trainer = Trainer(model, config)
+        trainer = Trainer(model, config, world)
         if newest is not None:
             notes += restore(trainer, newest, config, dataset)
-        on_progress(Progress(trainer.step, config.loop.steps, notes=tuple(notes)))
-        if newest is not None and trainer.step >= config.loop.steps:
+        run = _Run(trainer, config, out, dataset, validation, watch, world)
+        run.report(notes=tuple(notes))
+        if newest is not None and trainer.finished and not world.any(first and bool(run.pending())):
             return newest
-        files.write_json(out / "config.json", to_dict(config))
-        log = RunLog(out, trainer.step, config.loop.log_every, lock.check)
-        stack.callback(log.close)
-        run = _Run(trainer, config, out, lock, dataset, on_grid)
-        return run.loop(make_loader(config, dataset), log, on_progress, stop_requested)
+        if lock is not None:
+            files.write_json(out / "config.json", to_dict(config))
+            run.lock = lock
+            discard_snapshots(out, after=trainer.step)
+            sink = open_sink(out, to_dict(config), config.loop.wandb)
+            run.log = RunLog(out, trainer.step, config.loop.log_every, lock.check, sink)
+            stack.callback(run.log.close)
+        return run.loop(make_loader(config, dataset, world))
+
+
+def make_validation(config: TrainConfig, dataset: Dataset) -> Validation | None:
+    """What is measured on the way and at the end.
+
+    A classifier without data to validate on is measured on a few training images at the end: better than not to know at
+    which noise it sees anything. The lines say so.
+    """
+    held_out = open_held_out(config.data, config.network.in_channels)
+    if held_out is not None:
+        return Validation(config, held_out, dataset)
+    if isinstance(config, ClassifierTraining):
+        return Validation(config, dataset, dataset, num=FEW)
+    return None
 
 
 def opened(config: TrainConfig, source: Source | None) -> Source | None:
@@ -97,58 +150,121 @@ def opened(config: TrainConfig, source: Source | None) -> Source | None:
 
 
 class _Run:
-    """The loop and what it writes."""
+    """The loop and what it writes. lock and log are process 0's."""
+
+    lock: files.Lock | None = None
+    log: RunLog | None = None
 
     def __init__(
         self,
         trainer: Trainer,
         config: TrainConfig,
         out: Path,
-        lock: files.Lock,
         dataset: Dataset,
-        on_grid: Callable[[int, int], None],
+        validation: Validation | None,
+        watch: Watch,
+        world: World,
     ) -> None:
-        self.trainer, self.config, self.out, self.lock, self.dataset = trainer, config, out, lock, dataset
-        self.on_grid = on_grid
+        self.trainer, self.config, self.out, self.dataset, self.watch = trainer, config, out, dataset, watch
+        self.validation, self.world = validation, world
         self.saved_step = trainer.step if trainer.step else None
 
-    def loop(
-        self,
-        loader: Loader,
-        log: RunLog,
-        on_progress: Callable[[Progress], None],
-        stop_requested: Callable[[], bool],
-    ) -> Path:
+    def loop(self, loader: Loader) -> Path:
         trainer, loop = self.trainer, self.config.loop
-        if trainer.step and trainer.step % loop.sample_every == 0 and not self.grid_path.exists():
-            self.save_grid(stop_requested)  # the run was stopped while it was made
+        if trainer.step:
+            for what, work in self.pending().items():
+                self.aside(what, work)
+        if trainer.finished:
+            return self.checkpoint_path
+        self.world.phase(f"loading the images of step {trainer.step + 1}")
         for batch in loader.batches(trainer.position):
-            try:
-                result = trainer.advance(batch)
-            except DivergedError as error:
-                raise DivergedError(f"{error} {self._last_good()}") from None
-            log.add(result, loop.batch_size)
-            on_progress(Progress(trainer.step, loop.steps, result))
-            done = trainer.step >= loop.steps
-            # The grid first: a run killed between the two does this step again, and misses no grid.
-            if done or trainer.step % loop.sample_every == 0:
-                with log.paused():
-                    self.save_grid(stop_requested)
-            stopped = stop_requested() and not done
-            if done or stopped or trainer.step % loop.save_every == 0:
-                log.flush(loop.batch_size)
-                with log.paused():
-                    self.save()
+            self.world.phase(f"step {trainer.step + 1}")
+            self.report(self.advance(batch))
+            done = trainer.finished
+            # Pictures first: a run killed between the two does this step again, and misses none.
+            for what, work in self.due_now().items():
+                self.aside(what, work)
+            if self.snapshot_due():  # before the checkpoint, for the same reason
+                self.aside("saving", self.save_snapshot)
+            stopped = not done and self.world.any(self.watch.stop_requested())
+            if done or stopped or self.due(loop.save_every):
+                self.aside("saving", self.save)
             if done:
                 break
             if stopped:
                 raise StoppedError(f"stopped at step {trainer.step}; run the same command to continue.")
-        return self.out / "checkpoints" / checkpoint_format.step_name(trainer.step)
+            self.world.phase(f"loading the images of step {trainer.step + 1}")
+        return self.checkpoint_path
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.out / "checkpoints" / checkpoint_format.step_name(self.trainer.step)
+
+    def due_now(self) -> dict[str, Callable[[], None]]:
+        """What is to be made of this step besides its checkpoint."""
+        loop, done = self.config.loop, self.trainer.finished
+        works: dict[str, Callable[[], None]] = {}
+        wanted = isinstance(self.trainer.model, DiffusionModel) and loop.sample_every is not None
+        if wanted and (done or self.due(loop.sample_every)):
+            works["sample grid"] = self.save_grid
+        regularly = self.config.data.validation is not None and self.due(loop.validate_every)
+        if self.validation is not None and (done or regularly):
+            works["validation"] = self.validate
+        return works
+
+    def pending(self) -> dict[str, Callable[[], None]]:
+        """What is due now and not there, since the run was stopped while it was made."""
+        works = self.due_now()
+        if self.grid_path.exists():
+            works.pop("sample grid", None)
+        if any(line["step"] == self.trainer.step for line in read_log(self.out / "validation.jsonl")):
+            works.pop("validation", None)
+        return works
+
+    def due(self, every: int | None) -> bool:
+        return every is not None and self.trainer.step % every == 0
+
+    def snapshot_due(self) -> bool:
+        """Also at the end, where averages of all of the run are wanted."""
+        every = self.config.ema.snapshot_every
+        return every is not None and (self.due(every) or self.trainer.finished)
+
+    def advance(self, batch: Batch) -> StepResult:
+        try:
+            result = self.trainer.advance(batch)
+        except DivergedError as error:
+            raise DivergedError(f"{error} {self._last_good()}") from None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            step = self.trainer.step + 1
+            raise ResourceError(
+                too_little_memory(self.config, step, error, self.trainer.device, self.world.size)
+            ) from error
+        if self.log is not None:
+            self.log.add(result, self.config.loop.batch_size)
+        return result
+
+    def report(self, result: StepResult | None = None, notes: tuple[str, ...] = ()) -> None:
+        if result is not None and result.skipped is not None:
+            notes = (*notes, f"{result.skipped}: skipped, as loop.on_nan allows")
+        if self.world.rank == 0:
+            step, steps = self.trainer.step, self.config.loop.steps
+            self.watch.on_progress(Progress(step, steps, result, notes, self.trainer.seconds))
+
+    def aside(self, what: str, work: Callable[[], None]) -> None:
+        """Work of process 0 for which the others wait, and during which no time of training passes."""
+        self.world.phase(f"{what} after step {self.trainer.step}")
+        if self.log is not None:
+            with self.log.paused():
+                work()
+        self.world.wait(what)
 
     def save(self) -> None:
         """A checkpoint of this step, then retention."""
-        trainer, checkpoints = self.trainer, self.out / "checkpoints"
-        directory = checkpoints / checkpoint_format.step_name(trainer.step)
+        trainer, checkpoints, directory = self.trainer, self.out / "checkpoints", self.checkpoint_path
+        assert self.log is not None and self.lock is not None
+        self.log.flush(self.config.loop.batch_size)
         if trainer.step == self.saved_step:
             return
         self.lock.check()
@@ -156,7 +272,7 @@ class _Run:
         documents = {
             "model": describe_model(trainer.model),
             "config": to_dict(self.config),
-            "state": trainer.state() | {"data": self.dataset.fingerprint, "torch": torch.__version__},
+            "state": trainer.state() | {"data": fingerprint_of(self.dataset, self.config), "torch": torch.__version__},
         }
         try:
             checkpoint_format.save(directory, tensors=trainer.tensors(), documents=documents)
@@ -165,75 +281,68 @@ class _Run:
         self.saved_step = trainer.step
         checkpoint_format.retain(checkpoints, self.config.loop.keep)
 
+    def save_snapshot(self) -> None:
+        assert self.lock is not None
+        self.lock.check()
+        trainer = self.trainer
+        try:
+            save_snapshot(self.out, trainer.step, trainer.ema, describe_model(trainer.model))
+        except DivergedError as error:
+            raise DivergedError(f"step {trainer.step}: {error} {self._last_good()}") from None
+
     @property
     def grid_path(self) -> Path:
         return self.out / "samples" / f"{checkpoint_format.step_name(self.trainer.step)}.png"
 
-    def save_grid(self, stop_requested: Callable[[], bool]) -> None:
+    def save_grid(self) -> None:
         """Samples of the averaged weights from fixed seeds, to watch while training; given up when asked to stop."""
-        if not isinstance(self.trainer.model, DiffusionModel):
-            return
+        model, weights = self.trainer.model, self.trainer.ema.weights
+        assert isinstance(model, DiffusionModel)
 
         def report(done: int, total: int) -> None:
-            self.on_grid(done, total)
-            if stop_requested():
+            self.watch.on_aside("sample grid", done, total)
+            if self.watch.stop_requested():
                 raise StoppedError
 
         try:
-            images = preview(self.trainer.model, self.trainer.ema.weights, on_progress=report)
+            if isinstance(self.config, UpsamplerTraining):
+                shown = self.validation.dataset if self.validation is not None else self.dataset
+                picture = preview_upsampler(model, weights, shown, self.config, on_progress=report)
+            else:
+                images = preview(model, weights, on_progress=report)
+                picture = grid(images, int(len(images) ** 0.5), scale=max(1, 32 // images.shape[1]))
         except StoppedError:
             return
+        assert self.lock is not None
         self.lock.check()
         files.make_directory(self.grid_path.parent)
-        columns = int(len(images) ** 0.5)
-        save_png(self.grid_path, grid(images, columns, scale=max(1, 32 // images.shape[1])))
+        save_png(self.grid_path, picture)
+        if self.log is not None:
+            self.log.picture(self.grid_path, self.trainer.step)
+
+    def validate(self) -> None:
+        """A line of validation.jsonl, its numbers in the log, and their picture."""
+        assert self.validation is not None and self.lock is not None and self.log is not None
+
+        def report(done: int, total: int) -> None:
+            self.watch.on_aside("validation", done, total)
+            if self.watch.stop_requested():
+                raise StoppedError
+
+        trainer, before = self.trainer, read_log(self.out / "validation.jsonl")
+        try:
+            result = self.validation(trainer.model, trainer.ema.weights, report, trainer.step, before)
+        except StoppedError:
+            return
+        except DivergedError as error:
+            raise DivergedError(f"step {trainer.step}: {error} {self._last_good()}") from None
+        self.lock.check()
+        self.log.measured(trainer.step, result)
+        draw(result, self.out / "validation.png")
+        lines = result["lines"] if trainer.finished else [*result["lines"][:1], *result["overfit"]["notes"]]
+        self.report(notes=tuple(lines))
 
     def _last_good(self) -> str:
         if self.saved_step is None:
             return "No checkpoint was saved before."
         return f"The last checkpoint is step {self.saved_step}."
-
-
-def new_model(
-    config: TrainConfig, class_names: tuple[str, ...] = (), device: torch.device | str = "cpu"
-) -> DiffusionModel | NoisyClassifier:
-    """The config's model with initial weights, which are a function of the seed."""
-    schedule = make_schedule(config.schedule)
-    model: DiffusionModel | NoisyClassifier
-    with randomness.fork(seed=config.loop.seed, stream="initial weights"):
-        if isinstance(config, DiffusionTraining):
-            model = DiffusionModel(UNet(config.network), schedule, config.mean, config.variance, config.time_scale)
-        else:
-            model = NoisyClassifier(EncoderClassifier(config.network), schedule, config.time_scale)
-    model.class_names = class_names if model.num_classes is not None else ()
-    return model.to(device)
-
-
-def make_loader(config: TrainConfig, dataset: Dataset) -> Loader:
-    return Loader(
-        dataset,
-        config.network.size,
-        config.loop.batch_size,
-        config.loop.seed,
-        flip=config.data.flip,
-        random_crop=config.data.random_crop,
-        workers=config.data.workers,
-    )
-
-
-def check_data(config: TrainConfig, dataset: Dataset) -> None:
-    """Refuse data that the network was not made for, before anything is written."""
-    if dataset.channels != config.network.in_channels:
-        raise DataError(
-            f"{config.data.path}: images have {dataset.channels} channel(s), the network takes "
-            f"{config.network.in_channels}. Set network.in_channels."
-        )
-    classes = config.network.num_classes
-    if classes is None:
-        return
-    if not dataset.class_names:
-        raise DataError(f"{config.data.path}: no classes; put the images of each class into a folder of its own.")
-    if len(dataset.class_names) > classes:
-        raise DataError(
-            f"{config.data.path}: {len(dataset.class_names)} classes, but network.num_classes is {classes}. Raise it."
-        )

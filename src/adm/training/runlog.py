@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from adm.runtime import files
+from adm.training._wandb import Sink
 from adm.training.trainer import StepResult
 
 __all__ = ["RunLog", "read_log"]
@@ -18,18 +21,26 @@ class RunLog:
     """`log.jsonl` and TensorBoard events of a run directory. Values are means since the line before.
 
     images_per_second counts the time of training alone: see `paused`. check: called before each line is written; raises
-    when the directory is no longer this process's.
+    when the directory is no longer this process's. sink: where lines go too, such as Weights & Biases.
     """
 
     def __init__(
-        self, directory: Path, start_step: int, log_every: int, check: Callable[[], None] = lambda: None
+        self,
+        directory: Path,
+        start_step: int,
+        log_every: int,
+        check: Callable[[], None] = lambda: None,
+        sink: Sink | None = None,
     ) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.path = directory / "log.jsonl"
+        self.measurements = directory / "validation.jsonl"
+        self.sink = sink
         self.log_every = log_every
         self.check = check
         _forget_after(self.path, start_step)
+        _forget_after(self.measurements, start_step)
         # Events after the step that a run continues from are hidden by TensorBoard, the lines are cut above.
         self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
         self._pending: list[StepResult] = []
@@ -45,18 +56,37 @@ class RunLog:
         """Write what has come in since the last line, if anything."""
         if not self._pending:
             return
-        last, n = self._pending[-1], len(self._pending)
+        last, taken = self._pending[-1], [r for r in self._pending if r.skipped is None]
         elapsed = time.monotonic() - self._since
-        line: dict[str, float] = {"step": last.step, "loss": sum(r.loss for r in self._pending) / n}
-        line |= {name: sum(r.terms[name] for r in self._pending) / n for name in last.terms}
-        line |= {"grad_norm": sum(r.grad_norm for r in self._pending) / n, "lr": last.lr}
-        line |= {"images_per_second": n * num_images / max(elapsed, 1e-9)}
+        line: dict[str, float] = {"step": last.step}
+        if taken:
+            line["loss"] = fmean(r.loss for r in taken)
+            line |= {name: fmean(r.terms[name] for r in taken) for name in taken[-1].terms}
+            line["grad_norm"] = fmean(r.grad_norm for r in taken)
+        line |= {"lr": last.lr, "images_per_second": len(self._pending) * num_images / max(elapsed, 1e-9)}
+        if len(taken) < len(self._pending):
+            line["skipped"] = len(self._pending) - len(taken)
         self.check()
         files.append_line(self.path, json.dumps(line))
-        for name, value in line.items():
-            if name != "step":
-                self._events.add_scalar(name, value, last.step)
+        self._show({name: value for name, value in line.items() if name != "step"}, last.step)
         self._pending, self._since = [], time.monotonic()
+
+    def measured(self, step: int, result: Mapping[str, Any]) -> None:
+        """A line of `validation.jsonl`, and its scalars beside those of training."""
+        self.check()
+        files.append_line(self.measurements, json.dumps({"step": step, **result}, allow_nan=False))
+        self._show({f"validation/{name}": value for name, value in result["scalars"].items()}, step)
+
+    def picture(self, path: Path, step: int) -> None:
+        """Shown where `sink` shows pictures; the file itself is in the run directory."""
+        if self.sink is not None:
+            self.sink.image(path, step)
+
+    def _show(self, scalars: Mapping[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+        if self.sink is not None:
+            self.sink.log(dict(scalars), step)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -69,6 +99,8 @@ class RunLog:
 
     def close(self) -> None:
         self._events.close()
+        if self.sink is not None:
+            self.sink.close()
 
 
 def read_log(path: Path) -> list[Mapping[str, float]]:

@@ -1,0 +1,166 @@
+"""adm plan train, adm plan sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from adm.cli._flags import Device, Settings
+from adm.cli.train import Batch, From, LabelsFrom, Preset, Seed, Size, Steps
+
+if TYPE_CHECKING:
+    from adm.data import Dataset
+    from adm.training.config import TrainConfig
+
+COMMANDS: dict[str, type] = {}
+
+NoProbe = Annotated[
+    tyro.conf.FlagCreatePairsOff[bool],
+    tyro.conf.arg(help="Try no steps: parameters, operations and memory by shapes alone."),
+]
+
+
+@dataclass(frozen=True)
+class PlanTrain:
+    """Say what adm train with the same flags needs and how long it takes, before it starts.
+
+    A few steps of the real size are tried in a process of their own. With a --preset the data may be missing: it is
+    then taken as made for its own.
+    """
+
+    job: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="JOB", help="diffusion, classifier or upsampler.")]
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="PATH", help="As of adm train.", help_behavior_hint="(default: as the preset was made for)"
+        ),
+    ] = None
+    out: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="RUN", help="Where the run will be, to time its disk.", help_behavior_hint="(default: here)"
+        ),
+    ] = None
+    from_: From = None
+    preset: Preset = None
+    labels_from: LabelsFrom = None
+    steps: Steps = None
+    batch: Batch = None
+    image_size: Size = None
+    seed: Seed = None
+    device: Device = "auto"
+    no_probe: NoProbe = False
+    set: Settings = ()
+
+    def run(self) -> None:
+        from pathlib import Path
+
+        from adm.cli._progress import say
+        from adm.runtime.device import pick_device
+        from adm.studies._plan_text import training_text
+        from adm.studies.plan import plan_training
+
+        device = pick_device(self.device)
+        config, dataset = self._config()
+        out = None if self.out is None else Path(self.out)
+        plan = plan_training(config, device, dataset, out, not self.no_probe, say)
+        print(training_text(plan))
+
+    def _config(self) -> tuple[TrainConfig, Dataset | None]:
+        from pathlib import Path
+
+        from adm.cli._progress import bar
+        from adm.runtime.config import override
+        from adm.runtime.errors import UsageError
+        from adm.training.defaults import parse_size
+        from adm.training.presets import preset_without_data, refuse_unknown_job
+        from adm.training.request import Request, plan
+
+        refuse_unknown_job(self.job)
+        request = Request(
+            self.job,
+            self.data or "",
+            Path(self.out or "a run that does not exist"),
+            source=self.from_,
+            preset=self.preset,
+            labels_from=self.labels_from,
+            steps=self.steps,
+            batch=self.batch,
+            image_size=self.image_size,
+            seed=self.seed,
+            settings=self.set,
+        )
+        if self.data is None:
+            if self.preset is None:
+                raise UsageError("plan train needs --data PATH, or --preset NAME to plan for the data it was made for.")
+            config = preset_without_data(self.preset, self.job, parse_size(self.image_size))
+            return override(config, request.assignments()), None
+        with bar("reading images", 1) as reading:
+            planned = plan(request, lambda done, total: reading.update(done, total=total))
+        return planned.config, planned.dataset
+
+    @staticmethod
+    def more_help() -> str:
+        from adm.training.presets import PRESETS
+
+        width = max(map(len, PRESETS))
+        lines = [f"  {name:<{width}}  {preset.what} ({', '.join(preset.jobs)})" for name, preset in PRESETS.items()]
+        return "\n".join(["presets, as in --preset cifar32:", "", *lines])
+
+
+@dataclass(frozen=True)
+class PlanSample:
+    """Say what adm sample with the same flags needs and how long it takes, before it starts.
+
+    A released model need not be on this machine: random weights cost the same.
+    """
+
+    model: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="MODEL", help="As of adm sample: a run, a checkpoint or a released model."),
+    ]
+    num: Annotated[int, tyro.conf.arg(metavar="N", help="Images.")] = 64
+    steps: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="N", help="Links of the chain.", help_behavior_hint="(default: as of adm sample)"),
+    ] = None
+    sampler: Annotated[str, tyro.conf.arg(metavar="SPEC", help="As of adm sample.")] = "ddpm"
+    guidance: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="SPEC", help="As of adm sample; can be repeated."),
+    ] = ()
+    device: Device = "auto"
+    no_probe: NoProbe = False
+    set: Settings = ()
+
+    def run(self) -> None:
+        from adm.cli._progress import say
+        from adm.cli.sample import SampleSettings
+        from adm.runtime.config import override
+        from adm.runtime.device import pick_device
+        from adm.runtime.errors import UsageError
+        from adm.studies._plan_sampling import plan_sampling
+        from adm.studies._plan_text import sampling_text
+
+        if self.num < 1:
+            raise UsageError(f"--num {self.num}: plan at least 1 image.")
+        settings = override(SampleSettings(), self.set)
+        plan = plan_sampling(
+            self.model,
+            self.num,
+            self.steps,
+            self.sampler,
+            self.guidance,
+            pick_device(self.device),
+            settings.batch_size,
+            settings.weights,
+            settings.precision,
+            not self.no_probe,
+            say,
+        )
+        print(sampling_text(plan, self.model))
+
+
+COMMANDS = {"plan sample": PlanSample, "plan train": PlanTrain}

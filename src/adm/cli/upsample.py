@@ -1,0 +1,146 @@
+"""adm upsample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from adm.cli._flags import Device, Settings
+
+if TYPE_CHECKING:
+    from adm.studies.generate import Request
+    from adm.studies.small_images import SmallImages
+
+COMMANDS: dict[str, type] = {}
+
+
+@dataclass(frozen=True)
+class UpsampleSettings:
+    """What --set can change.
+
+    batch_size: images at once. weights: ema, model, or ema-1 and so on of a run with ema.others. precision: bfloat16
+    is autocast around the networks.
+    """
+
+    batch_size: int = 16
+    weights: str = "ema"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Upsample:
+    """Enlarge small images with an upsampler, into PNGs or one .npz, in their order.
+
+    Image k depends on the small one, its label and seed + k; the same command again makes only what is missing.
+    """
+
+    model: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="MODEL", help="A run, a checkpoint, a released model (openai/imagenet64-to-256), a .pt."),
+    ]
+    input: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="INPUT", help="A picture, a folder, a sample set, a zip, or an .npz (arr_0, arr_1)."),
+    ]
+    out: Annotated[str, tyro.conf.arg(metavar="DIR", help="A directory for PNGs, or a file.npz in OpenAI's layout.")]
+    num: Annotated[
+        int | None,
+        tyro.conf.arg(
+            metavar="N",
+            help="Images to make, of the small ones in turn.",
+            help_behavior_hint="(default: one of each)",
+        ),
+    ] = None
+    labels: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="A,B*3",
+            help="Classes, in turn: names, numbers or WNIDs.",
+            help_behavior_hint="(default: those of the small images)",
+        ),
+    ] = None
+    steps: Annotated[
+        int | None,
+        tyro.conf.arg(
+            metavar="N",
+            help="Links of the chain.",
+            help_behavior_hint="(default: as released, else 250 of ddpm and 50 of others)",
+        ),
+    ] = None
+    sampler: Annotated[str, tyro.conf.arg(metavar="SPEC", help="A file of adm/sampling, such as ddim:eta=0.3.")] = (
+        "ddpm"
+    )
+    guidance: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="SPEC", help="Such as classifier:classifier=runs/clf,scale=4. Can be repeated."),
+    ] = ()
+    seed: Annotated[int, tyro.conf.arg(help="Seed of the first image.")] = 0
+    device: Device = "auto"
+    set: Settings = ()
+
+    def run(self) -> None:
+        from adm.checkpoints.load import check_weights
+        from adm.cli._drawing import Drawing
+        from adm.cli._progress import bar, say
+        from adm.runtime.config import override
+        from adm.runtime.device import pick_device
+        from adm.studies.generate import check_seeds, prepare_named
+        from adm.studies.labels import parse_labels
+        from adm.studies.small_images import check_there, open_small
+        from adm.studies.upsample import channels_of, check_small, labels_of
+
+        settings = override(UpsampleSettings(), self.set)
+        check_weights(settings.weights)
+        given = None if self.labels is None else parse_labels(self.labels)
+        device = pick_device(self.device)
+        check_there(self.input)
+        request = prepare_named(
+            self.model,
+            self.steps,
+            self.sampler,
+            self.guidance,
+            device,
+            settings.weights,
+            settings.precision,
+            kind="upsampler",
+        )
+        with bar("reading images", 1) as reading:
+            small = open_small(self.input, channels_of(request), lambda done, total: reading.update(done, total=total))
+        note = check_small(request, small, self.input)
+        labels = labels_of(request, small, given, self.num, self.input)
+        check_seeds(self.seed, len(labels))
+        if request.said is not None:
+            say(f"adm: {request.said}")
+        for line in (*small.notes, *([note] if note else [])):
+            say(f"adm: note: {line}")
+        drawing = Drawing(request, labels, self.seed, settings.batch_size, "upsampling", small.low_res)
+        drawing.write(self.out, self._description(request, small, settings))
+
+    def _description(self, request: Request, small: SmallImages, settings: UpsampleSettings) -> dict[str, object]:
+        """All that the images are a function of, as JSON; `num` is not part of it, so a set can grow."""
+        from adm.studies.sample_request import describe_weights
+
+        own = "none" if small.labels is None else "of the input"
+        return describe_weights(request) | {
+            "weights": settings.weights,
+            "input": small.name,
+            "input_sha256": small.sha256,
+            "sampler": self.sampler,
+            "steps": len(request.chain),
+            "labels": self.labels,
+            "label_policy": own if self.labels is None else "given, in turn",
+            "seed": self.seed,
+            "batch_size": settings.batch_size,
+            "precision": settings.precision,
+            "low_res_size": list(small.size),
+            "image_shape": list(request.model.image_shape or ()),
+        }
+
+
+COMMANDS = {"upsample": Upsample}

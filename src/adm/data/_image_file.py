@@ -1,0 +1,115 @@
+"""An image file opened and tested before anything of it is decoded: regular, of a known format, of a sane size."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from adm.data import _png_chunks
+from adm.runtime.text import num_bytes, one_line
+
+__all__ = ["MAX_ASPECT", "MAX_FILE_BYTES", "STORED_GREY", "NotAnImage", "Source", "Unreadable", "opened", "reason"]
+
+Source = str | os.PathLike[str] | bytes
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_FILE_BYTES = 2**27
+MAX_PIXELS = 2**26  # 8192 x 8192
+MAX_ASPECT = 64  # the crops first scale the shorter side, so memory grows with size**2 * aspect
+
+STORED_GREY = "stored as grey"
+"""In `info` of an image that Pillow decodes to colour."""
+
+DISGUISES = {  # how a file begins, in lower case -> what it is
+    b"gif8": "a GIF",
+    b"ii*\0": "a TIFF",
+    b"mm\0*": "a TIFF",
+    b"%pdf": "a PDF",
+    b"%!ps": "an EPS",
+    b"\xc5\xd0\xd3\xc6": "an EPS",
+    b"8bps": "a PSD",
+    b"simple  =": "a FITS",
+    b"<svg": "an SVG",
+    b"<!doctype html": "a web page",
+    b"version https://git-lfs": "a Git LFS pointer",
+    b"pk\3\4": "a zip",
+    b"\x93numpy": "an .npy",
+}
+
+
+class Unreadable(Exception):
+    """An image that cannot be used; the message is the reason alone."""
+
+
+class NotAnImage(Unreadable):
+    """Nothing in the file itself says that it is an image."""
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[Image.Image]:
+    """The image before it is decoded, its size, aspect and a PNG's checksums tested; only regular files are opened."""
+    data = source if isinstance(source, bytes) else _contents(Path(source))
+    if not data:
+        raise NotAnImage("empty file")
+    if data.startswith(_png_chunks.SIGNATURE):
+        try:
+            data = _png_chunks.checked(data)
+        except ValueError as error:
+            raise Unreadable(str(error)) from None
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise Unreadable(f"more than {MAX_PIXELS} pixels") from None
+    except UnidentifiedImageError:
+        raise NotAnImage(_what_it_is(data)) from None
+    except Exception as error:  # a text that begins with "BM" gets this far
+        raise NotAnImage(reason(error)) from None
+    with image:
+        _check_header(image)
+        if image.format == "PNG" and data[24:26] == b"\x10\x04":  # IHDR: 16 bits, grey and alpha
+            image.info[STORED_GREY] = True
+        yield image
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        # Opening a FIFO would wait for its writer for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAnImage("not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise Unreadable(f"{num_bytes(status.st_size)} are more than {num_bytes(MAX_FILE_BYTES)}")
+        with path.open("rb") as stream:
+            return stream.read(MAX_FILE_BYTES)
+    except OSError as error:
+        raise NotAnImage((error.strerror or str(error)).lower()) from None
+
+
+def _what_it_is(data: bytes) -> str:
+    """The reason why it is no image, with the format that it is in disguise."""
+    begin = data[:64].lstrip().lower()
+    other = next((what for start, what in DISGUISES.items() if begin.startswith(start)), None)
+    if data[4:8] == b"ftyp":
+        other = "an AVIF, HEIC or video"
+    return f"{other}, not a PNG, JPEG, WEBP or BMP" if other else "not a PNG, JPEG, WEBP or BMP"
+
+
+def reason(error: Exception) -> str:
+    """What Pillow says, as one short line."""
+    return one_line(str(error) or type(error).__name__, 60)
+
+
+def _check_header(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"{width}x{height} is more than {MAX_PIXELS} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise Unreadable(f"{width}x{height} is longer than {MAX_ASPECT}:1")
+    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+        raise Unreadable(f"animated, {getattr(image, 'n_frames', 2)} frames")

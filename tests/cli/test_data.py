@@ -1,0 +1,72 @@
+"""adm data check and adm data pack, as typed."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adm.data.pack import Pack
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.RandomState(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for k in range(3):
+            Image.fromarray(rng.randint(0, 256, (12, 18, 3), np.uint8)).save(f"photos/{name}/{k}.png")
+    return tmp_path
+
+
+def test_good_data_are_reported_on_stdout(photos, adm_command):
+    result = adm_command("data", "check", "photos", "--image-size", "8x12", "--out", "report.json")
+    assert result.code == 0 and result.err == ""
+    assert "6 images (folder)" in result.out and "at 8x12 in 3 channel(s)" in result.out
+    report = json.loads((photos / "report.json").read_text())
+    assert report["classes"]["counts"] == {"cat": 3, "dog": 3} and report["training"]["image_size"] == [8, 12]
+    again = adm_command("data", "check", "photos", "--out", "report.json")
+    assert again.code == 2 and "report.json exists" in again.problem
+
+
+def test_bad_images_are_all_listed_and_the_code_is_3(photos, adm_command):
+    for k in range(3):
+        (photos / f"photos/dog/{k}.png").write_bytes(b"")
+    result = adm_command("data", "check", "photos")
+    assert result.code == 3 and "3 of 6 images cannot be read, such as 'dog/0.png' (empty file)" in result.problem
+    assert all(f"dog/{k}.png: empty file" in result.out for k in range(3)) and "3 images (folder)" in result.out
+
+
+def test_a_pack_trains_in_place_of_its_images(photos, adm_command):
+    result = adm_command("data", "pack", "photos", "packed", "--image-size", "8")
+    assert result.code == 0 and result.out.startswith("packed  (6 images, ")
+    assert len(Pack("packed")) == 6
+    assert adm_command("data", "pack", "photos", "packed", "--image-size", "8").code == 0
+    other = adm_command("data", "pack", "photos", "packed", "--image-size", "16")
+    assert other.code == 2 and "a pack of other images or another size" in other.last
+    assert adm_command("data", "check", "packed").code == 0
+
+
+def test_bad_images_are_left_out_of_a_pack_on_request_only(photos, adm_command):
+    (photos / "photos/dog/1.png").write_bytes(b"")
+    refused = adm_command("data", "pack", "photos", "packed", "--image-size", "8")
+    assert refused.code == 3 and "dog/1.png" in refused.last and not (photos / "packed").exists()
+    taken = adm_command("data", "pack", "photos", "packed", "--image-size", "8", "--skip-bad")
+    assert taken.code == 0 and "(5 images, " in taken.out and "left out" in taken.err
+    assert any("left out" in note for note in Pack("packed").notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "problem"),
+    [
+        (["check", "nowhere"], 3, "no such"),
+        (["check", "photos", "--image-size", "8x"], 2, "--image-size"),
+        (["pack", "photos", "packed"], 2, "needs --image-size"),
+        (["pack", "photos", "photos", "--image-size", "8"], 2, "exists and is no pack"),
+        (["pack", "photos", "packed", "--image-size", "8", "--channels", "2"], 2, "--channels 2"),
+    ],
+)
+def test_what_cannot_work_is_one_line(words, code, problem, photos, adm_command):
+    result = adm_command("data", *words)
+    assert result.code == code and problem in result.problem

@@ -1,0 +1,111 @@
+"""A run over several processes: the run of one process, shared out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adm.checkpoints import format as checkpoint_format
+from adm.training.build import new_model
+from processes import run_ranks
+from tiny_runs import contents, tiny
+
+PROGRAM = """
+import itertools
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from adm.checkpoints.format import steps
+from tiny_runs import Stripes, run, tiny
+from adm.runtime.distributed import join
+
+job, out, stop, *settings = sys.argv[1:]
+
+class Shorter(Stripes):
+    def __init__(self, rank):
+        super().__init__(24 - rank)
+
+with join() as world:
+    options = {"dataset": Shorter(world.rank)} if stop == "other data" else {}
+    if stop.isdecimal() and world.rank == world.size - 1:  # it alone is asked, after each step; all have to stop
+        asked = itertools.count(max(steps(Path(out) / "checkpoints"), default=0) + 1)
+        options["stop_requested"] = lambda: next(asked) == int(stop)
+    run(tiny(job, *settings), Path(out), world=world, **options)
+"""
+# With fewer channels each would be a GroupNorm group of its own, which takes a bias before it out again: its gradient
+# is rounding alone, and Adam gives that the size of any other.
+WIDE = "network.model_channels=64"
+BATCH = ("loop.batch_size=8", "loop.steps=20", "loop.save_every=7")
+
+
+def train(size: int, out: Path, *settings: str, job: str = "diffusion", stop: str = "-", code: int = 0) -> list[str]:
+    results = run_ranks(PROGRAM, size, job, str(out), stop, *BATCH, *settings)
+    errors = [r.stderr for r in results]
+    assert all((r.returncode == 0) == (code == 0) for r in results), errors
+    return errors
+
+
+def weights(out: Path, step: int = 20) -> torch.Tensor:
+    model = checkpoint_format.load(out / "checkpoints" / checkpoint_format.step_name(step)).tensors["model"]
+    return torch.cat([value.flatten() for _, value in sorted(model.items())])
+
+
+def files_of(out: Path, step: int = 20) -> dict[str, bytes]:
+    """The checkpoint's files, all of them."""
+    return contents(out / "checkpoints" / checkpoint_format.step_name(step))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> dict[int, Path]:
+    """Runs of 1, 2 and 4 processes."""
+    folder = tmp_path_factory.mktemp("plain")
+    for size in (1, 2, 4):
+        train(size, folder / str(size), WIDE)
+    return {size: folder / str(size) for size in (1, 2, 4)}
+
+
+def test_the_weights_after_20_steps_agree_whatever_the_number_of_processes(plain) -> None:
+    initial = new_model(tiny("diffusion", *BATCH, WIDE)).network.state_dict()
+    start = torch.cat([value.flatten() for _, value in sorted(initial.items())])
+    one = weights(plain[1])
+    moved = (one - start).norm()
+    assert moved > 0.1
+    for size in (2, 4):
+        assert (weights(plain[size]) - one).norm() <= 1e-3 * moved
+    assert not torch.equal(weights(plain[4]), one)  # the twin of the exact runs below
+
+
+def test_one_process_alone_writes_and_the_log_is_of_the_whole_batch(plain) -> None:
+    for size in (2, 4):
+        assert {path.split("/")[0] for path in contents(plain[size])} == {
+            path.split("/")[0] for path in contents(plain[1])
+        }
+        one, many = ((plain[n] / "log.jsonl").read_text().splitlines() for n in (1, size))
+        assert len(one) == len(many)
+        for ours, theirs in zip(map(eval, one), map(eval, many), strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_the_same_number_of_processes_gives_the_same_bytes(plain, tmp_path: Path) -> None:
+    train(2, tmp_path / "again", WIDE)
+    assert files_of(tmp_path / "again") == files_of(plain[2])
+
+
+@pytest.mark.parametrize("job", ["diffusion", "classifier"])
+def test_exact_runs_are_equal_to_the_byte_also_when_their_number_changes_on_the_way(job: str, tmp_path: Path) -> None:
+    exact = ("loop.exact=true", "timesteps=loss-second-moment", "network.dropout=0.2")
+    train(1, tmp_path / "one", *exact, job=job)
+    changing = tmp_path / "changing"
+    train(4, changing, *exact, job=job, stop="6", code=75)
+    assert checkpoint_format.steps(changing / "checkpoints") == [6]
+    train(2, changing, *exact, job=job, stop="13", code=75)
+    train(1, changing, *exact, job=job)
+    assert files_of(changing) == files_of(tmp_path / "one")
+
+
+def test_processes_that_see_different_images_do_not_begin(tmp_path: Path) -> None:
+    errors = train(2, tmp_path / "run", stop="other data", code=3)
+    assert any("different images" in text and "process 1" in text for text in errors)
+    assert not (tmp_path / "run").exists()
