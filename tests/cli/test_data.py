@@ -1,6 +1,7 @@
 """adm data check and adm data pack, as typed."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -38,6 +39,14 @@ def test_bad_images_are_all_listed_and_the_code_is_3(photos, adm_command):
     assert all(f"dog/{k}.png: empty file" in result.out for k in range(3)) and "3 images (folder)" in result.out
 
 
+def test_bad_images_in_shards_are_refused_too(photos, adm_command):
+    (photos / "photos/dog/1.png").write_bytes((photos / "photos/dog/1.png").read_bytes()[:-20])
+    with tarfile.open("w.tar", "w") as archive:
+        archive.add("photos", "")
+    result = adm_command("data", "check", "webdataset:w.tar")
+    assert result.code == 3 and "1 of 6 images cannot be read" in result.problem and "skip_bad=true" in result.problem
+
+
 def test_a_pack_trains_in_place_of_its_images(photos, adm_command):
     result = adm_command("data", "pack", "photos", "packed", "--image-size", "8")
     assert result.code == 0 and result.out.startswith("packed  (6 images, ")
@@ -46,6 +55,9 @@ def test_a_pack_trains_in_place_of_its_images(photos, adm_command):
     other = adm_command("data", "pack", "photos", "packed", "--image-size", "16")
     assert other.code == 2 and "a pack of other images or another size" in other.last
     assert adm_command("data", "check", "packed").code == 0
+    shard = photos / "packed/images-00000.npy"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert adm_command("data", "check", "packed").code == adm_command("data", "check", "pack:packed").code == 4
 
 
 def test_bad_images_are_left_out_of_a_pack_on_request_only(photos, adm_command):

@@ -73,6 +73,8 @@ FOLDERS = [
     Layout("no classes", ["y.png", "x.png"], (), NO_LABELS),
     Layout("numbers are ordered as text", ["2/x.png", "10/x.png"], **in_order(["10", "2"], "10/x.png", "2/x.png"),
            notes=("class names are numbers but ordered as text: label 0 is '10', 1 is '2'",)),
+    Layout("a folder that is called as no label is", ["-1/x.png", "a/x.png"],
+           **in_order(["-1", "a"], "-1/x.png", "a/x.png")),
     Layout("numbers with zeros count", ["2/x.png", "0/x.png", "1/x.png"],
            **in_order("012", "0/x.png", "1/x.png", "2/x.png")),
     Layout("capitals come first", ["Zoo/x.png", "ant/x.png"], **in_order(["Zoo", "ant"], "Zoo/x.png", "ant/x.png")),
@@ -193,6 +195,8 @@ ORDERS = [
 PREFIXES = [
     Layout("prefixes", ["dog_1.png", "cat_1.png", "cat_2.png"], ("cat", "dog"),
            of(0, "cat_1.png", "cat_2.png") | of(1, "dog_1.png"), labels_from="prefix"),
+    Layout("a prefix that is called as no label is", ["-1_x.png", "a_x.png"],
+           **in_order(["-1", "a"], "-1_x.png", "a_x.png"), labels_from="prefix"),
     Layout("prefixes whatever the folder", ["x/dog_1.png", "y/cat_1_a.png"], ("cat", "dog"),
            {"y/cat_1_a.png": 0, "x/dog_1.png": 1}, labels_from="prefix"),
     Layout("prefixes that are numbers", ["2_x.png", "10_x.png"], ("10", "2"), {"10_x.png": 0, "2_x.png": 1},
@@ -294,6 +298,8 @@ AT_TOP = [
           notes=("class '0' has no images; it keeps its label 0", "1 unreadable images (50 %)")),
     table("EDM's", '{"labels": [["00/x.png", 1], ["00/y.png", 0]]}', ("0", "1"), {"00/y.png": 0, "00/x.png": 1},
           files={"00/x.png": True, "00/y.png": True}, name="dataset.json"),
+    table("a name that no file can hold", '{"labels": [["x.png", "\\ud800"], ["y.png", "x"]]}', name="dataset.json",
+          refused=r"class '\ud800' of dataset.json in data is not named in UTF-8: rename it"),
     table("EDM's without labels", '{"labels": null}', name="dataset.json"),
     table("EDM's in vectors", '{"labels": [["x.png", [0.5, 1]], ["y.png", [0, 1]]]}', name="dataset.json",
           refused="dataset.json in data gives 'x.png' a vector as label: write a number from 0 on, or the class's "

@@ -2,7 +2,10 @@
 
 import itertools
 import random
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -257,3 +260,67 @@ def test_a_label_out_of_range_is_refused_before_a_device_sees_it(label, names, a
     data.class_names, data.label = names, lambda i: label if i == 3 else -1
     with pytest.raises(DataError, match=rf"image 3 of 'numbered' has the label {label}, not {allowed}.*: mend"):
         Loader(data, 8, NUM).batch(0)
+
+
+class Hanging(Numbered):
+    """Image 7 is on a disk that has gone away."""
+
+    def __init__(self, paths=None):
+        super().__init__()
+        self.back = threading.Event()
+        if paths is not None:
+            self.paths = paths
+
+    def image(self, i):
+        if i == 7:
+            self.back.wait()
+        return super().image(i)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    ("paths", "named"),
+    [(None, "image 7 of 'numbered'"), ([f"a/{i}.png" for i in range(NUM)], "image 'a/7.png' of 'numbered'")],
+)
+def test_a_read_that_does_not_end_is_named(paths, named, workers):
+    data, started = Hanging(paths), time.monotonic()
+    with pytest.raises(DataError) as error:
+        first(Loader(data, 8, 4, workers=workers, cache_bytes=0, patience=0.4), 100)
+    data.back.set()
+    assert str(error.value).startswith(f"{named} has not been read for 0.4 s: is its disk")
+    assert time.monotonic() - started < 5
+
+
+def test_reads_that_are_slow_together_are_waited_for():
+    data = Numbered()
+    image = data.image
+    data.image = lambda i: time.sleep(0.05) or image(i)
+    assert first(Loader(data, 8, 20, workers=1, cache_bytes=0, patience=0.4), 20)[0].shape[0] == 20
+
+
+HANGS = """
+import sys, threading
+sys.path.insert(0, sys.argv[1])
+from test_loader import Hanging
+from adm.data import Loader
+data = Hanging()
+for batch in Loader(data, 8, 4, workers=2, cache_bytes=0, patience=0.4).batches():
+    pass
+"""
+
+
+def test_a_read_that_does_not_end_does_not_keep_the_process(request):
+    """Threads of concurrent.futures would be waited for at exit."""
+    command = [sys.executable, "-c", HANGS, str(request.path.parent)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1 and "DataError: image 7 of 'numbered' has not been read for 0.4 s" in ended.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_whatever_a_data_set_raises_names_the_image(what, workers):
+    data = Numbered()
+    given = getattr(data, what)
+    setattr(data, what, lambda i: {}["gone"] if i == 7 else given(i))
+    with pytest.raises(DataError, match=r"image 7 of 'numbered' cannot be read \(KeyError: 'gone'\): mend it"):
+        first(Loader(data, 8, 4, workers=workers), 100)

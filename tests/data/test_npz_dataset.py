@@ -18,6 +18,12 @@ def save(path, images=IMAGES, labels=LABELS, compressed=False, **more):
     return str(path)
 
 
+def no_code_point():
+    names = np.array(["a", "b", "c"])
+    names.view(np.uint32)[1] = 0x110000
+    return names
+
+
 KINDS = {
     "stored": lambda p: save(p / "x.npz"),
     "compressed": lambda p: save(p / "x.npz", compressed=True),
@@ -91,6 +97,13 @@ def test_a_loader_takes_them(tmp_path):
         (lambda p: save(p, class_names=np.array(["a", "b"])), {}, "the label 2, not 0..1 as .*class_names.* names 2"),
         (lambda p: save(p, class_names=np.array(["a", "b", "A"])), {}, "'a' and 'A' .* differ only in case.*: rename"),
         (lambda p: save(p, class_names=np.array(["a", "", "b"])), {}, "empty or there twice: give"),
+        (
+            lambda p: save(p, class_names=np.array(["\ud800", "b", "c"])),
+            {},
+            r"'\\ud800' of .*x.npz: class_names is not named in UTF-8: r",
+        ),
+        (lambda p: save(p, class_names=np.array([b"\xff", b"b", b"c"])), {}, r"class_names are not Unicode .*: save"),
+        (lambda p: save(p, class_names=no_code_point()), {}, r"class_names are not Unicode .*: save"),
         (lambda p: save(p, class_names=np.array([1, 2, 3])), {}, r"expected text \(K,\): save"),
         (lambda p: save(p, IMAGES / 255), {}, "expected uint8"),
         (save, {"labels_from": "folders"}, "has its labels in arr_1. Leave"),

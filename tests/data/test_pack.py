@@ -61,6 +61,7 @@ def test_a_pack_of_grey_images_can_be_used_as_rgb(tmp_path, small_shards):
     as_rgb = batches(Folder(folder.tree.path, 3), 16)
     for one, other in zip(as_rgb, batches(Pack(out, 3), 16), strict=True):
         assert torch.equal(one.images, other.images)
+    assert Pack(out, 3).fingerprint_at(16) == Pack(out).fingerprint_at(16) == folder.fingerprint
     colour = pack_images(Folder(folder.tree.path, 3), tmp_path / "colour", 16)
     with pytest.raises(DataError, match="has 3 channels, not 1: pack the images again with --channels 1"):
         Pack(colour, 1)
@@ -230,3 +231,14 @@ def test_a_shard_is_a_plain_array_that_numpy_maps(folder, tmp_path):
     assert np.array_equal(np.concatenate(shards), [pack.image(i) for i in range(len(pack))])
     assert np.array_equal(np.load(tmp_path / "pack/labels.npy"), folder.labels)
     assert json.loads((tmp_path / "pack/pack.json").read_text())["class_names"] == ["cat", "dog"]
+
+
+def test_a_grey_pack_of_colour_is_not_the_data_that_a_colour_run_saw(folder, tmp_path):
+    grey = Folder(folder.tree.path, 1)
+    out = pack_images(grey, tmp_path / "grey", 16)
+    for one, other in zip(batches(grey, 16), batches(Pack(out), 16), strict=True):
+        assert torch.equal(one.images, other.images)
+    assert Pack(out).fingerprint_at(16) == grey.fingerprint
+    pairs = zip(batches(folder, 16), batches(Pack(out, 3), 16), strict=True)
+    assert not any(torch.equal(one.images, other.images) for one, other in pairs)
+    assert Pack(out, 3).fingerprint_at(16) == Pack(out).fingerprint != folder.fingerprint

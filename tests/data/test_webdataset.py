@@ -73,6 +73,8 @@ def test_names_and_their_order_may_be_given(shards):
         ({"a.json": '{"label": 1}', "b.json": '{"label": 0, "width": 3}'}, ("0", "1"), [1, 0]),
         ({"a.json": '{"class": "x"}', "b.json": '{"cls": "y"}'}, ("x", "y"), [0, 1]),
         ({"a.json": '{"label": 1}', "b.json": '{"label": 0}', "a.cls": "0", "b.cls": "1"}, ("0", "1"), [0, 1]),
+        ({"a.json": '{"label": " x"}', "b.json": '"y "'}, ("x", "y"), [0, 1]),
+        ({"a.json": '{"label": ""}', "b.json": '{"label": " "}'}, (), [-1, -1]),
         ({"a.json": '{"caption": "a"}', "b.json": "{}", "a.txt": "a dog"}, (), [-1, -1]),
         ({}, (), [-1, -1]),
     ],
@@ -122,6 +124,10 @@ def test_every_member_lies_where_tarfile_finds_it(format, here):
         ({"a.png": png(1), "a.cls": "-3"}, "the label -3, not 0..99999: correct"),
         ({"a.png": png(1), "a.cls": b"\xff"}, "'s.tar/a.cls' in s.tar is not UTF-8: write"),
         ({"a.png": png(1), "a.json": "{"}, "is not valid JSON: make it again"),
+        (
+            {"a.png": png(1), "a.json": '{"label": "\\ud800"}', "b.png": png(2), "b.json": '{"label": "x"}'},
+            r"class '\\ud800' of the labels in s.tar is not named in UTF-8: rename",
+        ),
         ({"a.png": png(1), "a.json": '{"label": [1]}'}, "has the label .1.: write a number"),
         ({"a.png": b"<html>", "a.cls": "0"}, r"1 unreadable image of 1 in 's.tar': 's.tar/a.png' \(not a PNG"),
         ({"a.txt": "x"}, "no images in 's.tar'"),
@@ -197,3 +203,15 @@ def test_a_shard_that_changes_is_noticed(shards, here):
     shard("pets-000.tar", {"0.png": png(99), "0.cls": "0", "1.png": png(98), "1.cls": "0"})
     with pytest.raises(DataError, match="start again"):
         data.image(0)
+
+
+@pytest.mark.parametrize("field", [b"-0000001000", b"+0000000003", b"00000_00003", b"0000000008 ", b"\t0000000003"])
+def test_a_size_is_nothing_but_octal_digits(field, here):
+    """Python reads signs, too, and an archive whose next file lies before this one would be read for ever."""
+    header = bytearray(shard(here / "s.tar", {"a.png": b"x" * 3}, "ustar").read_bytes())
+    header[124:136] = field.ljust(12, b"\0")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    (here / "s.tar").write_bytes(header)
+    with OpenFile(here / "s.tar") as file, pytest.raises(DamagedError, match="holds no number where one is expected"):
+        next(tar_members(file))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 import zipfile
 from dataclasses import asdict
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adm.data import open_dataset
 from adm.data._pack_writer import pack_images
 from adm.data.folder import Folder
 from adm.runtime.errors import DamagedError, DataError
@@ -97,6 +99,7 @@ def test_all_that_is_wrong_is_said_at_once(mixed):
     assert list(report.unreadable) == ["dog/page.jpg", "dog/torn.png"]
     assert report.data["num"] == 12 and report.training["channels"] == 3
     why = refused(report)
+    assert "--set data.skip_bad=true" in why and "adm data pack: --skip-bad" in why
     assert "loose.png" in why and "'dog/page.jpg' (a web page" in why and "2 of 14 images" in why and "\n" not in why
 
 
@@ -171,6 +174,30 @@ def test_a_pack_is_read_to_its_last_byte(tmp_path):
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(DamagedError, match=r"images-00000\.npy: contents do not match"):
         check_data(str(out))
+    with pytest.raises(DamagedError, match=r"images-00000\.npy: contents do not match"):
+        check_data(f"pack:{out}")
+
+
+def test_what_training_refuses_is_refused_whatever_the_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = encoded(noise(9, 9), "PNG")
+    with tarfile.open("w.tar", "w") as archive:
+        for name, data in (("a.png", whole), ("b.png", whole[:-20])):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    with pytest.raises(DataError, match="truncated"):
+        open_dataset("webdataset:w.tar")
+    report = check_data("webdataset:w.tar")
+    assert report.unreadable == {"w.tar/b.png": "truncated"} and "1 of 2 images cannot be read" in refused(report)
+
+
+def test_a_folder_may_be_called_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    noise(9, 9).save("folder/a.png")
+    report = check_data("folder")
+    assert report.data["kind"] == "folder" and report.stored["formats"] == {"PNG": 1}
 
 
 def test_data_that_are_not_there_are_an_error():

@@ -9,7 +9,7 @@ import pytest
 from adm.metrics import CleanClassifier
 from adm.studies import demo, generate
 from adm.studies.demo import DemoConfig
-from adm.training import run
+from adm.training import loop
 from adm.training.trainer import Trainer
 
 SMALL = ["diffusion_steps=4", "classifier_steps=3", "judge_steps=3", "scales=0,2", "num_per_class=1", "sample_steps=2"]
@@ -30,7 +30,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def bare(monkeypatch):
     """Without the pictures, which are most of the time and none of the results here."""
-    monkeypatch.setattr(run, "preview", lambda *_, **__: np.zeros((36, 8, 8, 1), np.uint8))
+    monkeypatch.setattr(loop, "preview", lambda *_, **__: np.zeros((36, 8, 8, 1), np.uint8))
     monkeypatch.setattr(demo, "write_demo_report", lambda out, *_: (out / "report.html", ""))
 
 

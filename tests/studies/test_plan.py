@@ -15,15 +15,19 @@ import pytest
 import torch
 
 import adm.studies.plan as planning
-from adm.nn import UNetConfig
+from adm.data import open_dataset
+from adm.nn import ClassifierConfig, UNetConfig
 from adm.runtime.config import override
+from adm.runtime.distributed import World
+from adm.runtime.errors import DataError
 from adm.studies import _plan_probe, _plan_sampling
 from adm.studies._plan_probe import Probe, ProbeFailed, probe_training
 from adm.studies._plan_text import duration, sampling_text, training_text
 from adm.studies.plan import TrainingPlan, headline, plan_training
-from adm.training.config import DataConfig, DiffusionTraining, LoopConfig, TrainConfig
+from adm.training.build import new_model
+from adm.training.config import ClassifierTraining, DataConfig, DiffusionTraining, LoopConfig, TrainConfig
 from adm.training.cost import training_cost
-from adm.training.run import train
+from adm.training.run import make_validation, train
 
 CPU = torch.device("cpu")
 CONFIG = DiffusionTraining(
@@ -63,7 +67,7 @@ class Machine:
         taken, batch = self.bytes_of(config), config.loop.batch_size
         if taken > self.memory:
             raise ProbeFailed("not enough", out_of_memory=True)
-        beside = {"grid_seconds": 7.0, "save_seconds": 0.5} if extras else {}
+        beside = {"grid_seconds": 7.0, "save_seconds": 0.5, "validation_seconds": 0.125} if extras else {}
         return Probe(batch, self.seconds_of(batch), 5, taken, taken, 3.0, **beside)
 
 
@@ -141,6 +145,63 @@ def test_training_by_the_clock_takes_the_clock(machine: Machine) -> None:
     assert plan.parts["steps"] == pytest.approx(3.0, abs=0.066)
 
 
+class Total(Exception):
+    """Of the evaluations of a measurement that begins."""
+
+
+CLASSIFIER = ClassifierTraining(
+    "classifier",
+    DataConfig("digits"),
+    ClassifierConfig(
+        image_size=8,
+        in_channels=1,
+        num_classes=10,
+        model_channels=16,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(4,),
+        num_head_channels=16,
+    ),
+    loop=CONFIG.loop,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "validation", "times"),
+    [
+        (CONFIG, "digits:test", 4),  # held out, fewer than are measured at most
+        (CONFIG, "digits:train", 4),  # the training images themselves
+        (CLASSIFIER, "digits:test", 4),
+        (CLASSIFIER, None, 1),  # a few training images, at the end
+    ],
+)
+def test_the_images_of_a_validation_are_those_that_it_will_evaluate(
+    config: TrainConfig, validation: str | None, times: int, machine: Machine
+) -> None:
+    config = override(config, ["loop.validate_every=25"])
+    config = replace(config, data=DataConfig("digits", validation=validation))
+    dataset = open_dataset("digits")
+    measured = make_validation(config, dataset, World())
+    assert measured is not None
+
+    def report(done: int, total: int) -> None:
+        raise Total(total)
+
+    model = new_model(config, dataset.class_names)
+    with pytest.raises(Total) as error:
+        measured(model, dict(model.network.named_parameters()), report)
+    parts = plan_training(config, CPU, dataset).parts
+    assert parts["validation"] == pytest.approx(times * error.value.args[0] * 0.125)
+
+
+def test_validation_data_that_are_not_there_are_said_before_anything_is_tried(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "probe_training", lambda *_, **__: pytest.fail("a step was tried"))
+    with pytest.raises(DataError, match="no such folder"):
+        plan_training(override(CONFIG, ["data.validation=gone"]), CPU, open_dataset("digits"))
+
+
 def test_disk_is_what_stays_one_being_written_and_the_snapshots() -> None:
     config = override(CONFIG, ["loop.keep=2", "ema.snapshot_every=25", "ema.others=16.97"])
     plan = plan_training(config, CPU, probe=False)
@@ -173,6 +234,8 @@ def test_a_probe_measures_this_machine_in_another_process(tmp_path: Path) -> Non
     assert min(probe.step_seconds, probe.grid_seconds, probe.save_seconds, probe.validation_seconds) > 0
     assert probe.peak is not None and probe.peak > training_cost(config).peak
     assert list(tmp_path.iterdir()) == []
+    of_classifier = probe_training(override(CLASSIFIER, ["loop.batch_size=8"]), CPU, 0.0, tmp_path, extras=True)
+    assert of_classifier.validation_seconds > 0  # it is measured at its end whatever the data
 
 
 def test_a_probe_that_dies_or_fails_is_told_from_one_that_lacks_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,10 +300,8 @@ def test_what_then_happens_is_within_a_fifth(width: int, tmp_path: Path) -> None
     from adm.data import open_dataset
     from adm.runtime.config import to_dict
 
-    config = override(
-        CONFIG,
-        ["data.path=digits", f"network.model_channels={width}", "loop.steps=12", "loop.sample_every=none"],
-    )
+    config = override(CONFIG, [f"network.model_channels={width}", "loop.steps=12", "loop.sample_every=none"])
+    config = replace(config, data=DataConfig("digits"))
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     memory, speed = [], []
     for turn in range(3):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,8 +17,10 @@ import pytest
 import torch
 
 import adm
-from adm.runtime.config import difference, from_dict, to_dict
-from adm.runtime.errors import DataError, ResourceError, StoppedError, UsageError
+from adm.checkpoints import format as checkpoint_format
+from adm.runtime.config import difference, from_dict, override, to_dict
+from adm.runtime.errors import DataError, DivergedError, ResourceError, StoppedError, UsageError
+from adm.training import loop as training_loop
 from adm.training import run as training_run
 from adm.training.build import new_model
 from adm.training.preview import num_shown
@@ -72,10 +76,16 @@ OTHER: dict[str, Any] = {
 TOGETHER: dict[tuple[str, str], dict[str, Any]] = {
     ("diffusion", "variance"): {"network.out_channels": 1},
     ("diffusion", "weight.gamma"): {"weight.kind": "p2"},
+    ("diffusion", "weight.k"): {"weight.kind": "p2"},
     **{
-        (job, f"log_normal.{name}"): {"timesteps": "log-normal"}
+        (job, name): needs
         for job in ("diffusion", "classifier")
-        for name in ("mean", "std")
+        for name, needs in {
+            "log_normal.mean": {"timesteps": "log-normal"},
+            "log_normal.std": {"timesteps": "log-normal"},
+            "ema.rate": {"ema.kind": "constant"},
+            "optimizer.anneal_from": {"optimizer.anneal": "linear"},
+        }.items()
     },
     ("diffusion", "network.in_channels"): {"network.out_channels": 4},
     ("diffusion", "network.out_channels"): {"network.out_channels": 1, "variance": "small"},
@@ -228,7 +238,7 @@ def test_images_per_second_count_training_alone(tmp_path: Path, monkeypatch) -> 
         return timed
 
     monkeypatch.setattr(training_run.Trainer, "advance", taking(1, training_run.Trainer.advance))
-    monkeypatch.setattr(training_run, "preview", taking(1000, training_run.preview))
+    monkeypatch.setattr(training_loop, "preview", taking(1000, training_loop.preview))
     monkeypatch.setattr(training_run.checkpoint_format, "save", taking(1000, training_run.checkpoint_format.save))
     run(tiny("diffusion", "loop.steps=7", "loop.log_every=3", "loop.sample_every=2", "loop.save_every=4"), tmp_path)
     lines = read_log(tmp_path / "log.jsonl")
@@ -241,11 +251,11 @@ def test_a_grid_is_made_in_blocks_that_change_nothing_and_its_progress_is_told(m
         p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1
     weights = dict(model.network.state_dict())
     told: list[tuple[int, int]] = []
-    whole = training_run.preview(model, weights, num=9)
+    whole = training_loop.preview(model, weights, num=9)
     sizes = []
     monkeypatch.setattr("adm.training.preview.PIXELS_AT_ONCE", 4 * 64)
     model.network.register_forward_hook(lambda module, given, out: sizes.append(len(given[0])))
-    blocks = training_run.preview(model, weights, num=9, on_progress=lambda done, total: told.append((done, total)))
+    blocks = training_loop.preview(model, weights, num=9, on_progress=lambda done, total: told.append((done, total)))
     assert np.abs(blocks.astype(int) - whole).max() <= 1 and blocks.shape == (9, 8, 8, 1)
     assert told == sorted(told) and told[-1] == (9, 9) and len({done for done, _ in told}) >= 9
     assert sizes == [4] * 10 + [4] * 10 + [1] * 10
@@ -431,3 +441,127 @@ def test_settings_that_cannot_be_are_refused() -> None:
     for setting in ("loop.steps=0", "loop.microbatch=0", "loop.keep=1", "loop.seed=-1", "loop.save_every=0"):
         with pytest.raises(UsageError, match=setting.split("=")[0].split(".")[1]):
             tiny("diffusion", setting)
+
+
+# ---- what is due besides the checkpoint -----------------------------------------------------------
+
+
+def measured(out: Path) -> list[tuple[int, bool]]:
+    return [(line["step"], line["held_out"]) for line in read_log(out / "validation.jsonl")]
+
+
+def test_a_stop_during_the_last_measurement_is_no_end_and_the_same_command_makes_it(tmp_path: Path) -> None:
+    config = tiny("classifier", "loop.steps=4")
+    with pytest.raises(StoppedError, match="step 4, the last, was saved; run the same command for the validation"):
+        train(config, tmp_path, stop_requested=lambda: (tmp_path / "checkpoints").exists(), dataset=Stripes())
+    assert measured(tmp_path) == []
+    train(config, tmp_path, dataset=Stripes())
+    assert measured(tmp_path) == [(4, False)]
+    before = contents(tmp_path)
+    train(config, tmp_path, dataset=Stripes())
+    assert contents(tmp_path) == before
+
+
+def test_held_out_images_named_afterwards_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("classifier", "loop.steps=2")
+    run(config, tmp_path)
+    monkeypatch.setattr(training_run, "open_held_out", lambda data, channels: Stripes(10) if data.validation else None)
+    later = override(config, ["data.validation=others"])
+    run(later, tmp_path)
+    assert measured(tmp_path) == [(2, False), (2, True)]
+    assert read_config(tmp_path) == later
+
+
+def test_a_picture_that_fails_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("diffusion", "loop.steps=10", "loop.sample_every=5", "loop.save_every=5")
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop, "preview", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(config, tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+    run(config, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-00000005.png", "step-00000010.png"]
+
+
+@pytest.mark.parametrize("setting", [
+    "ema.rate=0.5", "optimizer.anneal_from=0.5", "weight.k=2", "weight.gamma=3", "log_normal.std=2", "data.workers=-1",
+    "loop.on_nan=-1", "time_scale=0.5 mean=flow", "weight.kind=p2 loss=vlb", "ema.kind=constant ema.gamma=2",
+])  # fmt: skip
+def test_a_setting_that_would_do_nothing_or_cannot_be_is_refused(setting: str) -> None:
+    name = setting.split("=")[0].replace(".", "|")  # the group, or the setting in it
+    with pytest.raises(UsageError, match=name):
+        tiny("diffusion", *setting.split())
+
+
+# ---- steps that are not finite, and the clock -----------------------------------------------------
+
+
+def with_bad_gradients(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """The gradient of these steps, counted from 1, is NaN in one element."""
+    original = training_run.Trainer._backward
+
+    def backward(self, *args):
+        results = original(self, *args)
+        if self.step + 1 in steps:
+            next(self.model.network.parameters()).grad.view(-1)[0] = float("nan")
+        return results
+
+    monkeypatch.setattr(training_run.Trainer, "_backward", backward)
+
+
+def test_steps_that_are_not_finite_are_left_out_and_said_when_that_is_allowed(tmp_path, monkeypatch) -> None:
+    with_bad_gradients(monkeypatch, {3, 4, 9})
+    notes: list[str] = []
+    config = tiny("diffusion", "loop.on_nan=2", "loop.steps=12", "loop.log_every=12")
+    out = run(config, tmp_path, on_progress=lambda progress: notes.extend(progress.notes))
+    state = json.loads((out / "state.json").read_text())
+    assert (state["step"], state["skipped"], state["skipped_in_a_row"], state["ema_updates"]) == (12, 3, 0, 9)
+    assert [note.split(":")[0] for note in notes if "skipped" in note] == ["step 3", "step 4", "step 9"]
+    lines = read_log(tmp_path / "log.jsonl")
+    assert sum(line.get("skipped", 0) for line in lines) == 3 and all(math.isfinite(line["loss"]) for line in lines)
+
+
+def test_one_too_many_in_a_row_ends_the_run(tmp_path, monkeypatch) -> None:
+    with_bad_gradients(monkeypatch, {6, 7, 8})
+    with pytest.raises(DivergedError, match=r"step 8: not finite.*2 steps before it.*checkpoint is step 5"):
+        run(tiny("diffusion", "loop.on_nan=2"), tmp_path)
+
+
+def test_minutes_end_a_run_and_its_rate_follows_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which each step takes 12 s."""
+    now = [0.0]
+    original = training_run.Trainer._backward
+
+    def backward(self, *args):
+        now[0] += 12
+        return original(self, *args)
+
+    monkeypatch.setattr(training_run.Trainer, "_backward", backward)
+    monkeypatch.setattr("adm.training.trainer.time.monotonic", lambda: now[0])
+    config = tiny("diffusion", "loop.minutes=1", "loop.steps=1000", "loop.log_every=1", "optimizer.anneal=linear")
+    with pytest.raises(StoppedError):
+        run(config, tmp_path, stop_at=2)
+    out = run(config, tmp_path)
+    assert out.name == "step-00000005"
+    rates = [line["lr"] / config.optimizer.lr for line in read_log(tmp_path / "log.jsonl")]
+    assert rates == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_out_of_memory_names_a_microbatch_and_the_same_command_goes_on_with_it(tmp_path, monkeypatch) -> None:
+    whole = run(tiny("diffusion", "loop.steps=4"), tmp_path / "whole")
+    config = tiny("diffusion", "loop.steps=4", "loop.save_every=2")
+    original = training_run.Trainer.advance
+
+    def advance(self, batch):
+        if self.step >= 2 and self.config.loop.microbatch is None:
+            raise MemoryError("no more")
+        return original(self, batch)
+
+    monkeypatch.setattr(training_run.Trainer, "advance", advance)
+    with pytest.raises(ResourceError, match=r"in step 3, with 5 images at once.*loop.microbatch=\d") as info:
+        run(config, tmp_path / "run")
+    microbatch = re.search(r"loop.microbatch=(\d)", str(info.value))
+    assert microbatch is not None and 1 <= int(microbatch[1]) < 5
+    out = run(override(config, [microbatch[0]]), tmp_path / "run")
+    ours, theirs = (checkpoint_format.load(path).tensors["ema"] for path in (out, whole))
+    assert all(torch.allclose(ours[name], theirs[name], atol=2e-3) for name in theirs)  # its biases move by rounding

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Bar", "bar", "say"]
+__all__ = ["Bar", "bar", "clock", "say"]
 
 LINE_EVERY = 10.0
 WORTH_A_LINE = 2.0
@@ -44,8 +44,8 @@ class Bar:
             return
         self.last = now
         rate = (done - self.first) / max(now - self.started, 1e-9)
-        eta = f", {_clock((self.total - done) / rate)} left" if rate > 0 and done < self.total else ""
-        elapsed = _clock(now - self.started)
+        eta = f", {clock((self.total - done) / rate)} left" if rate > 0 and done < self.total else ""
+        elapsed = clock(now - self.started)
         say(f"{self.title} {done}/{self.total} {note}".rstrip() + f" ({elapsed}{eta})")
 
     def aside(self, title: str, done: int, total: int) -> None:
@@ -83,9 +83,11 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, from an hour on with hours before them."""
     minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,13 @@ if TYPE_CHECKING:
     import torch
 
     from adm.runtime.distributed import World
+    from adm.training.config import LoopConfig
     from adm.training.request import Request
+    from adm.training.run import Progress
 
 COMMANDS: dict[str, type] = {}
+
+STEPS_TIMED = 5
 
 BY_RUN = "(default: by the data, or as the run has it)"
 
@@ -159,7 +164,7 @@ def _train(request: Request, device: torch.device, world: World) -> None:
     from adm.runtime.text import shown_path
     from adm.studies.plan import headline
     from adm.training.request import plan
-    from adm.training.run import Progress, train
+    from adm.training.run import train
 
     first = world.rank == 0
     with bar("reading images", 1, shown=first) as reading:
@@ -172,6 +177,7 @@ def _train(request: Request, device: torch.device, world: World) -> None:
         torch.set_num_threads(1)  # sums within an operation depend on it
     first_lines = [*headline(config, device, world.size), *getattr(dataset, "notes", ())]
     total = loop.steps if loop.minutes is None else round(60 * loop.minutes)
+    pace = _Pace(loop)
     with (
         bar("training" if loop.minutes is None else "training (s)", total, shown=first) as shown,
         stop_requests() as stop,
@@ -181,7 +187,7 @@ def _train(request: Request, device: torch.device, world: World) -> None:
             # The first call says that data and directory have been accepted.
             while first_lines:
                 say(first_lines.pop(0))
-            for note in progress.notes:
+            for note in (*progress.notes, *pace(progress)):
                 say(note)
             if progress.result is not None:
                 by_time = f"step {progress.step}, " if loop.minutes is not None else ""
@@ -191,6 +197,31 @@ def _train(request: Request, device: torch.device, world: World) -> None:
         checkpoint = train(config, request.out, device, on_progress, stop, dataset, planned.source, shown.aside, world)
     if first:
         print(shown_path(checkpoint))
+
+
+class _Pace:
+    """How long the run will take, said once, when its first steps have shown it."""
+
+    def __init__(self, loop: LoopConfig) -> None:
+        self.loop = loop
+        self.first: Progress | None = None
+
+    def __call__(self, progress: Progress) -> tuple[str, ...]:
+        from adm.cli._progress import clock
+
+        if progress.result is None:
+            return ()
+        if self.first is None:  # it includes what is prepared once
+            self.first = progress
+        if progress.step != self.first.step + STEPS_TIMED:
+            return ()
+        seconds = (progress.seconds - self.first.seconds) / STEPS_TIMED
+        left = min(self.loop.steps - progress.step, self.left_by_time(progress) / max(seconds, 1e-9))
+        pace = f"{seconds:.2g} s a step, {self.loop.batch_size / max(seconds, 1e-9):.3g} images/s"
+        return (f"{pace}: about {clock(left * seconds)} to go, without pictures and saving",)
+
+    def left_by_time(self, progress: Progress) -> float:
+        return math.inf if self.loop.minutes is None else 60 * self.loop.minutes - progress.seconds
 
 
 def _settings(job: str) -> str:

@@ -22,7 +22,7 @@ from adm.runtime import lookup
 from adm.runtime.errors import DataError, UsageError
 from adm.runtime.text import nearest, one_line, shown_path
 
-__all__ = ["Dataset", "open_dataset"]
+__all__ = ["Dataset", "built_in", "open_dataset"]
 
 Progress = Callable[[int, int], None]
 
@@ -105,6 +105,11 @@ def open_dataset(
     return component(*source, **options)
 
 
+def built_in() -> list[str]:
+    """Names that win over a folder of that name; `folder` itself is what paths are opened by."""
+    return [name for name in lookup.available("data") if name != "folder"]
+
+
 def _at_path(
     path: Path, channels: int | None, progress: Progress | None, labels_from: str | None, skip_bad: bool
 ) -> Dataset:
@@ -143,8 +148,7 @@ def _find(name: str) -> Callable[..., Dataset]:
 
 def _component(spec: str, name: str) -> Callable[..., Dataset] | None:
     """The class that the name stands for; None if it is a path to be opened."""
-    built_in = [n for n in lookup.available("data") if n != "folder"]
-    if name in built_in:
+    if name in built_in():
         return _find(name)
     if spec and os.path.lexists(spec):
         return None
@@ -153,8 +157,8 @@ def _component(spec: str, name: str) -> Callable[..., Dataset] | None:
             return _find(name)
         except UsageError as error:  # a folder with a dot in its name, or a component that has a fault of its own
             raise DataError(f"data {one_line(spec)!r}: no such folder; and of a component so named: {error}") from error
-    accepted = ", ".join(built_in)
+    accepted = ", ".join(built_in())
     raise DataError(
-        f"data {one_line(spec)!r}: no such folder, and no built-in data set{nearest(name, built_in)} "
+        f"data {one_line(spec)!r}: no such folder, and no built-in data set{nearest(name, built_in())} "
         f"Give a folder of images, a .zip, an .npz, or one of: {accepted} (digits:test is its held-out part)."
     )

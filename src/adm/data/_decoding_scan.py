@@ -16,6 +16,7 @@ import PIL
 
 from adm.data import _images
 from adm.data._file_tree import FileTree, Read
+from adm.data._image_file import THREADS
 from adm.data._listing import IMAGE_SUFFIXES
 from adm.runtime import files
 from adm.runtime.cache import cache_directory
@@ -26,7 +27,6 @@ __all__ = ["Found", "Scan", "ScanRecord", "scan"]
 
 Progress = Callable[[int, int], None]
 
-THREADS = min(8, os.cpu_count() or 1)
 MIN_RECORDED = 1000
 """Images from which on a record is worth a file in the cache."""
 SETTLED = 2_000_000_000

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adm.data._archive import members_and_folders
+from adm.data._image_file import MAX_FILE_BYTES
 from adm.data._images import NotAnImage, Unreadable
 from adm.data._listing import Listing, check_link, is_hidden, list_files
 from adm.data._member import MemberReader
@@ -16,8 +17,6 @@ from adm.data._open_file import OpenFile
 from adm.runtime.text import num_bytes
 
 __all__ = ["FileTree", "FolderTree", "Read", "ZipTree", "check_size", "file_stamp"]
-
-MAX_FILE_BYTES = 2**27
 
 Read = Callable[[str], bytes]
 """The contents of a file by its name, from any thread. Raises Unreadable, NotAnImage or DamagedError."""

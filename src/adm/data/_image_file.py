@@ -14,7 +14,17 @@ from PIL import Image, UnidentifiedImageError
 from adm.data import _png_chunks
 from adm.runtime.text import num_bytes, one_line
 
-__all__ = ["MAX_ASPECT", "MAX_FILE_BYTES", "STORED_GREY", "NotAnImage", "Source", "Unreadable", "opened", "reason"]
+__all__ = [
+    "MAX_ASPECT",
+    "MAX_FILE_BYTES",
+    "STORED_GREY",
+    "THREADS",
+    "NotAnImage",
+    "Source",
+    "Unreadable",
+    "opened",
+    "reason",
+]
 
 Source = str | os.PathLike[str] | bytes
 
@@ -22,6 +32,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_FILE_BYTES = 2**27
 MAX_PIXELS = 2**26  # 8192 x 8192
 MAX_ASPECT = 64  # the crops first scale the shorter side, so memory grows with size**2 * aspect
+
+THREADS = min(8, os.cpu_count() or 1)
+"""Of those who read many images at once; Pillow decodes without Python's lock."""
 
 STORED_GREY = "stored as grey"
 """In `info` of an image that Pillow decodes to colour."""

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from adm.data import _images
 from adm.data._file_tree import FileTree, Read
-from adm.data._image_scan import THREADS, Found, scan
+from adm.data._image_file import THREADS
+from adm.data._image_scan import Found, scan
 from adm.data._images import Unreadable, center_crop, image_size_pair
 from adm.data._listing import class_names, mixed_layout, nfc
 from adm.data._npz import MAX_IMAGE_BYTES, NUM_LOOKED_AT, looks_like_float

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adm.data import _images, _png_chunks
-from adm.data._image_file import NotAnImage, Unreadable
-from adm.data._image_scan import THREADS
+from adm.data._image_file import THREADS, NotAnImage, Unreadable
 from adm.data._listing import IMAGE_SUFFIXES
 from adm.runtime.errors import DamagedError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +13,11 @@ from PIL import Image
 
 from adm.data import _images
 from adm.data._file_tree import FileTree, Read
-from adm.data._image_file import NotAnImage, Unreadable, reason
+from adm.data._image_file import THREADS, NotAnImage, Unreadable, reason
 from adm.data._listing import IMAGE_SUFFIXES, no_images, unreadable
 from adm.runtime.errors import DamagedError, DataError
 
-__all__ = ["THREADS", "Found", "scan"]
-
-THREADS = min(8, os.cpu_count() or 1)
+__all__ = ["Found", "scan"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,17 @@ from adm.runtime import files
 from adm.runtime.errors import DamagedError, DataError
 from adm.runtime.text import one_line
 
-__all__ = ["CLASSES", "MAX_LABEL", "TABLES", "Label", "LabelTable", "number", "read_classes", "read_table"]
+__all__ = [
+    "CLASSES",
+    "MAX_LABEL",
+    "TABLES",
+    "Label",
+    "LabelTable",
+    "check_text",
+    "number",
+    "read_classes",
+    "read_table",
+]
 
 Label = int | str | None
 """A number, the name of a class, or none."""
@@ -141,10 +151,10 @@ def number(
     """The class names, and the label of each file as its number among them; no names and -1 where none has a label.
 
     order: what classes.txt says, if there is one. present: classes that are there without a file. may_be_numbers:
-    labels that are all whole numbers, and not all names in `order`, are numbers already; else they are names, ordered
-    by code point in Unicode NFC where `order` does not say. Raises DataError.
+    labels that are all whole numbers, and not all names in `order`, are numbers already, and -1 is none; else they are
+    names, ordered by code point in Unicode NFC where `order` does not say. Raises DataError.
     """
-    without = [name for name, label in labels.items() if label is None or str(label) == "-1"]
+    without = [name for name, label in labels.items() if label is None or (may_be_numbers and str(label) == "-1")]
     if labels and len(without) == len(labels):
         return (), dict.fromkeys(labels, -1)
     if without:
@@ -154,6 +164,9 @@ def number(
         )
     texts = {label for label in labels.values() if isinstance(label, str)}
     named = {unicodedata.normalize("NFC", text) for text in texts} | set(present)
+    for names_there, there in ((sorted(named), where), (order or (), order_where)):
+        for name in names_there:
+            check_text(name, there)
     all_numbers = all(_NUMBER.fullmatch(text) for text in texts)
     if may_be_numbers and all_numbers and not (texts and named <= set(order or ())):
         return _numbered(labels, order, order_where, where)
@@ -169,6 +182,14 @@ def number(
     names = tuple(sorted(named)) if order is None else order
     label_of = {name: k for k, name in enumerate(names)}
     return names, {name: label_of[unicodedata.normalize("NFC", str(label))] for name, label in labels.items()}
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises DataError for the name of a class that no file can hold: half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"class {one_line(ascii(text), 60)} of {where} is not named in UTF-8: rename it") from None
 
 
 def _numbered(

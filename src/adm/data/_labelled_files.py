@@ -87,7 +87,8 @@ class LabelledFiles:
         self.labels = np.array([numbers[path] for path in self.paths], np.int64)
         hashes = b"".join(found.images[path].sha256 for path in self.paths)
         self.hashes = np.frombuffer(hashes, np.uint8).reshape(len(self.paths), 32)
-        self.channels = channels or (1 if all(image.grey for image in found.images.values()) else 3)
+        self.stored_channels = 1 if all(image.grey for image in found.images.values()) else 3
+        self.channels = channels or self.stored_channels
         self.bad = found.bad
         self.skipped = tree.listing.hidden + len(loose.others) + len(found.others)
         self.fingerprint = content_fingerprint(names, self.labels, self.hashes)

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from adm.data._file_tree import MAX_FILE_BYTES, FileTree, Read
+from adm.data._file_tree import FileTree, Read
+from adm.data._image_file import MAX_FILE_BYTES
 from adm.data._images import Unreadable
-from adm.data._label_table import CLASSES, TABLES, Label, LabelTable, read_classes, read_table
+from adm.data._label_table import CLASSES, TABLES, Label, LabelTable, check_text, read_classes, read_table
 from adm.data._listing import IMAGE_SUFFIXES, class_names, nfc
 from adm.runtime import files
 from adm.runtime.errors import DataError
@@ -182,7 +183,7 @@ class _ByPrefix:
                 f"{one_line(min(without), 50)!r}: rename them (cat_1.png), or use another --labels-from"
             )
         for text in {_prefix(name) for name in names}:
-            _check_text(text, self.where)
+            check_text(text, self.where)
 
 
 class _ByTable:
@@ -260,13 +261,6 @@ def _prefix(name: str) -> str:
 
 def _tidy(row: str) -> str:
     return re.sub(r"^(\./)+", "", row.replace("\\", "/"))
-
-
-def _check_text(text: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"class {text!a} of {where} is not named in UTF-8: rename it") from None
 
 
 def refuse_look_alikes(names: Iterable[str], where: str) -> None:

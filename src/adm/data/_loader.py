@@ -7,10 +7,9 @@ flip and its crop are functions of (seed, k). Batch size, processes, threads and
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adm.data._ahead import PATIENCE, Reads, ahead
 from adm.data._dataset import Dataset
 from adm.data._images import center_crop, image_size_pair, random_crop, to_model_range
 from adm.runtime.errors import DataError, UsageError
@@ -27,6 +27,8 @@ __all__ = ["Batch", "Loader"]
 
 DRAW_BLOCK = 1024  # samples whose draws are made at once; part of what a seed means
 NUM_ORDERS_KEPT = 3
+CACHE_BYTES = 512 * 2**20
+"""Cropped images that are kept in memory, unless the caller says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Loader:
     flip: mirror each with probability 1/2 (None: as the data set says); random_crop: ADM's random crop instead of
     the central one. workers: threads that prepare batches ahead, 0 for none; the batches are the same.
     cache_bytes: centrally cropped images are kept in memory if all of them fit into this many bytes.
-    Raises DataError or UsageError.
+    patience: seconds that workers may take to read one image, or its label, before `batches` gives up with a DataError
+    that names it. Raises DataError or UsageError.
     """
 
     def __init__(
@@ -62,7 +65,8 @@ class Loader:
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
-        cache_bytes: int = 512 * 2**20,
+        cache_bytes: int = CACHE_BYTES,
+        patience: float = PATIENCE,
     ) -> None:
         _check_batch(batch_size, len(dataset), rank, world)
         self.dataset = dataset
@@ -74,6 +78,8 @@ class Loader:
         self.workers = workers
         self.rank = rank
         self.world = world
+        self.patience = patience
+        self._reads = Reads(dataset)
         self._orders: dict[int, NDArray[np.int64]] = {}
         self._lock = Lock()
         shape = (len(dataset), *self.image_size, dataset.channels)
@@ -92,7 +98,7 @@ class Loader:
         if self.flip:
             mirrored = self._draws("data flip", k, 1)[:, 0] < 0.5
             images[mirrored] = images[mirrored, :, ::-1]
-        label = np.array([self.dataset.label(int(i)) for i in index], np.int64)
+        label = np.array([self._reads(self.dataset.label, int(i)) for i in index], np.int64)
         self._check_labels(index, label)
         return Batch(to_model_range(images), torch.from_numpy(label), torch.from_numpy(index), position)
 
@@ -102,16 +108,9 @@ class Loader:
         if self.workers < 1:
             yield from map(self.batch, positions)
             return
-        pool = ThreadPoolExecutor(self.workers, "adm-data")
-        try:
-            ahead = itertools.islice(positions, self.workers + 1)
-            pending = deque(pool.submit(self.batch, position) for position in ahead)
-            while True:
-                ready = pending.popleft().result()
-                pending.append(pool.submit(self.batch, next(positions)))
-                yield ready
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from ahead(
+            (partial(self.batch, position) for position in positions), self.workers, self._reads, self.patience
+        )
 
     def _check_labels(self, index: NDArray[np.int64], label: NDArray[np.int64]) -> None:
         """Before a device sees them: there an index out of range ends the process."""
@@ -166,7 +165,7 @@ class Loader:
         return np.stack([random_crop(image, self.image_size, u) for image, u in draws])
 
     def _decoded(self, i: int) -> NDArray[np.uint8]:
-        image = self.dataset.image(i)
+        image = self._reads(self.dataset.image, i)
         if image.ndim != 3 or image.shape[2] != self.dataset.channels:
             raise DataError(
                 f"image {i} of {self.dataset.name!r} has shape {image.shape}, "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adm.data import _images
-from adm.data._label_table import number
+from adm.data._label_table import check_text, number
 from adm.data._labelled_files import content_fingerprint
 from adm.data._labels import refuse_look_alikes
 from adm.data._listing import nfc
@@ -60,7 +60,8 @@ class ArrayDataset:
             )
         self._source = source = ArrayImages(path)
         self.path, self.name = path, path.resolve().name
-        self.channels = channels or source.shape[2]
+        self.stored_channels = source.shape[2]
+        self.channels = channels or self.stored_channels
         self.class_names, self.labels = _labelled(path, source, labels_from)
         self._place = source.place()
         self._unpacked = None if self._place is not None else _room(source)
@@ -142,11 +143,13 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
             raise DataError(
                 f"{where} are {header.dtype} {one_line(header.shape, 40)}, expected text (K,): save them so"
             )
-        values = read_values(reader, header).tolist()
+        stored = read_values(reader, header)
     try:
-        names = tuple(nfc(value.decode() if isinstance(value, bytes) else value) for value in values)
-    except UnicodeDecodeError:
-        raise DataError(f"{where} are not UTF-8: save them as text") from None
+        names = tuple(nfc(value.decode() if isinstance(value, bytes) else value) for value in stored.tolist())
+    except (ValueError, SystemError):  # numpy raises the latter for what is no code point
+        raise DataError(f"{where} are not Unicode (UTF-8): save them as text") from None
+    for name in names:
+        check_text(name, where)
     if len(set(names)) < len(names) or not all(names):
         raise DataError(f"{where} are empty or there twice: give every class a name of its own")
     refuse_look_alikes(names, where)

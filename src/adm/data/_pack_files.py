@@ -37,7 +37,8 @@ class PackDocument:
 
     image_size: (H, W) at which the images are to be used; for_random_crop: they are larger than that, with their own
     aspect. shards: how many images each holds. source: as the command line named it, and `source_fingerprint` its
-    own; source_notes: what was remarked of it. adm: the version that packed.
+    own; source_notes: what was remarked of it; source_stored_channels: those that it has when it is not asked for any,
+    None where it does not say. adm: the version that packed.
     """
 
     format: int
@@ -52,6 +53,7 @@ class PackDocument:
     source_fingerprint: str
     source_notes: tuple[str, ...]
     adm: str
+    source_stored_channels: int | None = None
 
     def __post_init__(self) -> None:
         image_size_pair(self.image_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from adm.data._dataset import Dataset
+from adm.data._image_file import THREADS
 from adm.data._images import center_crop, image_size_pair, scaled_for_random_crop
 from adm.data._npy import raw_bytes
 from adm.data._pack_files import DOCUMENT, FORMAT, LABELS, PackDocument, images_name, sizes_name
@@ -27,11 +27,10 @@ from adm.runtime.errors import DataError, StoppedError, UsageError
 from adm.runtime.text import shown_path
 from adm.runtime.version import version
 
-__all__ = ["THREADS", "check_destination", "pack_images", "working_directory"]
+__all__ = ["check_destination", "pack_images", "working_directory"]
 
 Pixels = NDArray[np.uint8]
 
-THREADS = min(8, os.cpu_count() or 1)
 LEAST_SHARD = 2**26
 """Bytes."""
 MOST_SHARDS = 256
@@ -107,12 +106,13 @@ def _document(dataset: Dataset, image_size: tuple[int, int], for_random_crop: bo
         source_fingerprint=dataset.fingerprint,
         source_notes=tuple(getattr(dataset, "notes", ())),
         adm=version(),
+        source_stored_channels=getattr(dataset, "stored_channels", None),
     )
 
 
 def _request(document: PackDocument) -> dict[str, object]:
     """What has to be the same for work to be continued: not how the data are called, nor who began."""
-    return to_dict(replace(document, name="", source="", source_notes=(), adm=""))
+    return to_dict(replace(document, name="", source="", source_notes=(), adm="", source_stored_channels=None))
 
 
 def _already(out: Path, document: PackDocument) -> Path:

@@ -77,10 +77,10 @@ def _size(file: OpenFile, header: bytes) -> int:
 
 
 def _octal(file: OpenFile, field: bytes) -> int:
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise _refused(file, "a header in it holds no number where one is expected") from None
+    digits = field.strip(b" \0")
+    if digits.strip(b"01234567"):  # int() would take signs, too: a negative size leads backwards
+        raise _refused(file, "a header in it holds no number where one is expected")
+    return int(digits or b"0", 8)
 
 
 def _decimal(file: OpenFile, text: str) -> int:

@@ -44,6 +44,7 @@ class Pack:
                 f"pack {shown_path(path)!r} has {document.channels} channels, not {channels}: "
                 f"pack the images again with --channels {channels}"
             )
+        self.stored_channels = document.channels
         self.channels = channels or document.channels
         self.class_names = document.class_names
         self.default_flip = document.default_flip
@@ -86,12 +87,10 @@ class Pack:
     def fingerprint_at(self, image_size: int | tuple[int, int], random_crop: bool = False) -> str:
         """The fingerprint of the data that were packed where batches are the same bit for bit, else the pack's own."""
         document = self.document
-        is_same = not (random_crop or document.for_random_crop)
-        return (
-            document.source_fingerprint
-            if is_same and image_size_pair(image_size) == document.image_size
-            else self.fingerprint
-        )
+        whole = not (random_crop or document.for_random_crop) and image_size_pair(image_size) == document.image_size
+        # Grey that was made of colour is not what the source gives when it is asked for colour.
+        same_channels = self.channels == document.channels or document.source_stored_channels == 1
+        return document.source_fingerprint if whole and same_channels else self.fingerprint
 
     def check_use(self, image_size: int | tuple[int, int], random_crop: bool = False) -> None:
         """Raises UsageError where training would be given less than the images hold that were packed."""

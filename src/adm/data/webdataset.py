@@ -196,14 +196,14 @@ def _json_label(tree: _Shards, read: Read, name: str) -> Label:
     except (ValueError, RecursionError):
         raise DataError(f"{one_line(name, 60)!r} in {shown_path(tree.path)} is not valid JSON: make it again") from None
     if not isinstance(document, dict):
-        return document if isinstance(document, int | str) and not isinstance(document, bool) else None
+        document = {"label": document} if isinstance(document, int | str) and not isinstance(document, bool) else {}
     label = next((document[key] for key in JSON_KEYS if key in document), None)
     if isinstance(label, bool) or not isinstance(label, int | str | None):
         raise DataError(
             f"{one_line(name, 60)!r} in {shown_path(tree.path)} has the label {one_line(label, 40)}: write a number "
             "from 0 on, or the class's name"
         )
-    return label
+    return label.strip() or None if isinstance(label, str) else label
 
 
 def _contents(tree: _Shards, read: Read, name: str) -> str:

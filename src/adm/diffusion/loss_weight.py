@@ -37,6 +37,8 @@ class WeightConfig:
             raise ValueError(f"gamma is {self.gamma} without a weight: leave it out, or choose min-snr or another kind")
         if self.gamma is not None and not self.gamma > 0:
             raise ValueError(f"gamma is {self.gamma}: must be above 0, or none for the paper's")
+        if self.k != 1 and self.kind != "p2":
+            raise ValueError(f"k is {self.k}, which only p2 has: leave it out, or choose p2")
         if not self.k >= 0:
             raise ValueError(f"k is {self.k}: must be 0 or more")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adm.data import Dataset, Loader
+from adm.data import Dataset
 from adm.data._image_look import Look
 from adm.data._images import image_size_pair
+from adm.data._loader import CACHE_BYTES
 
 __all__ = ["Seen", "counts", "mean", "of_classes", "of_copies", "of_sizes", "of_storage", "of_training", "wanted_size"]
 
@@ -123,8 +123,7 @@ def wanted_size(sizes: NDArray[np.int64], image_size: int | tuple[int, int] | No
 
 def of_training(sizes: NDArray[np.int64], wanted: tuple[int, int] | None, channels: int) -> dict[str, Any]:
     """What scaling and cropping to the wanted size does, and the memory that a loader keeps the images in."""
-    cache_bytes = int(inspect.signature(Loader).parameters["cache_bytes"].default)
-    found: dict[str, Any] = {"channels": channels, "image_size": wanted, "loader_cache_bytes": cache_bytes}
+    found: dict[str, Any] = {"channels": channels, "image_size": wanted, "loader_cache_bytes": CACHE_BYTES}
     if wanted is None or not len(sizes):
         return found
     scale = (np.array(wanted) / sizes).max(axis=1)

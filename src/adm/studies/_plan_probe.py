@@ -212,9 +212,10 @@ def _timed(step: Callable[[], None], device: torch.device, started: float, limit
 def _extras(trainer: Any, config: TrainConfig, device: torch.device, out: str | None) -> dict[str, float]:
     """Seconds of what a run does beside its steps."""
     seconds = {"save_seconds": _save(trainer, out)}
-    if not isinstance(config, ClassifierTraining):
+    is_classifier = isinstance(config, ClassifierTraining)  # which is measured at its end anyway
+    if not is_classifier:
         seconds["grid_seconds"] = _grid(trainer, config, device)
-    if config.data.validation is not None:
+    if is_classifier or config.data.validation is not None:
         seconds["validation_seconds"] = _validation(trainer, config, device)
     return seconds
 

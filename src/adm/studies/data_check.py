@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from adm.data import Dataset, open_dataset
 from adm.data._archive import is_archive
+from adm.data._dataset import built_in
 from adm.data._decoding_scan import Found, ScanRecord
 from adm.data._file_tree import FileTree, FolderTree, ZipTree
+from adm.data._image_file import THREADS
 from adm.data._image_look import Look, looks, pixel_hash
-from adm.data._image_scan import THREADS
 from adm.data._labels import DOCUMENTS
 from adm.data._npz import is_array_file
 from adm.data._open_file import OpenFile
 from adm.data.pack import Pack, is_pack
-from adm.runtime import lookup
 from adm.runtime.errors import DataError
 from adm.runtime.text import one_line
 from adm.studies._data_advice import suggestions
@@ -81,8 +81,6 @@ def check_data(
     image_size: at which training is to be; None for that of the images, if they agree. Raises DataError when there are
     no data to look at, and DamagedError for an archive or a pack that is not whole.
     """
-    if is_pack(spec):
-        Pack(spec).verify()
     tree = _tree(spec)
     seen = None if tree is None else _look_at_tree(tree, on_progress)
     dataset: Dataset | None = None
@@ -99,6 +97,8 @@ def check_data(
         if seen is None:
             raise
         problems.append(str(error))
+    if isinstance(dataset, Pack):
+        dataset.verify()
     if seen is None:
         assert dataset is not None
         seen = _look_at_dataset(dataset, on_progress)
@@ -108,7 +108,7 @@ def check_data(
 def _tree(spec: str) -> FileTree | None:
     """The files of a folder or an archive; None for data of another kind."""
     path = Path(spec)
-    if spec.partition(":")[0] in lookup.available("data") or is_pack(path):
+    if spec.partition(":")[0] in built_in() or is_pack(path):
         return None
     if path.is_dir():
         return FolderTree(path)
@@ -198,7 +198,7 @@ def _report(
     problems: list[str],
 ) -> DataReport:
     looked = len(seen.names)
-    bad = seen.bad
+    bad = seen.bad | getattr(dataset, "bad", {})
     if dataset is not None and tree is not None:  # a table may leave files out, good or bad
         paths: tuple[str, ...] = dataset.paths  # type: ignore[attr-defined]
         bad = dict(dataset.bad)  # type: ignore[attr-defined]
@@ -211,7 +211,7 @@ def _report(
     report = DataReport(
         data={
             "path": spec,
-            "kind": tree.kind if tree else "pack" if is_pack(spec) else "data set",
+            "kind": tree.kind if tree else "pack" if isinstance(dataset, Pack) else "data set",
             "name": dataset.name if dataset else Path(spec).name,
             "fingerprint": dataset.fingerprint if dataset else None,
             "num": len(seen.names),
@@ -261,6 +261,7 @@ def refused(report: DataReport) -> str | None:
             f"{one_line(n, 40)!r} ({one_line(why, 50)})" for n, why in list(report.unreadable.items())[:2]
         )
         parts.append(
-            f"{count} of {total} images cannot be read, such as {first}: replace or remove them, or use --skip-bad"
+            f"{count} of {total} images cannot be read, such as {first}: replace or remove them, or leave them out "
+            "(adm train: --set data.skip_bad=true; adm data pack: --skip-bad)"
         )
     return " | ".join(parts) if parts else None

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from adm.data import Dataset
+from adm.data._loader import CACHE_BYTES
 from adm.runtime.device import available_memory
 from adm.runtime.memory import container_left, resident_bytes
 from adm.runtime.text import num_bytes
@@ -18,6 +19,8 @@ from adm.studies._plan_probe import STEPS, WARM_UP, Probe, ProbeFailed, probe_tr
 from adm.training.build import make_loader
 from adm.training.config import ClassifierTraining, TrainConfig
 from adm.training.cost import TrainingCost, largest_batch, microbatch_that_fits, training_cost
+from adm.training.images import open_held_out
+from adm.training.run import FEW
 from adm.training.validation import CLASSIFIER_LEVELS, DENOISING_LEVELS, NUM_IMAGES
 
 __all__ = ["TrainingPlan", "headline", "memory_left", "plan_training"]
@@ -29,8 +32,6 @@ PATIENCE = 60.0
 """Seconds that the steps of one probe may take."""
 
 TRIES = 3
-KEPT_IN_MEMORY = 512 * 2**20
-"""Cropped images that `adm.data.Loader` keeps, in bytes at most."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def measured(
     wanted = config.loop.batch_size
     assert plan.fits is not None
     few = max(1, min(8, wanted // 4, plan.fits))
+    measuring = evaluations(config, dataset)  # before anything is tried: the validation data may not be there
     on_stage(f"trying {WARM_UP + STEPS} steps with {few} image(s)")
     small = probe_training(scaled(config, few), device, PATIENCE / 2, out)
     fits = plan.fits
@@ -158,7 +160,7 @@ def measured(
     whole = config if plan.fits is None or plan.fits >= plan.cost.microbatch else scaled(config, wanted, plan.fits)
     memory = ruler.real(training_cost(whole).peak) + overhead(device) + kept_images(config, dataset, device)
     on_stage("reading images")
-    return replace(plan, memory=memory, parts=time_of(plan, large, dataset))
+    return replace(plan, memory=memory, parts=time_of(plan, large, dataset, measuring))
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,8 @@ def affordable(image_seconds: float, few: int, wanted: int, at_once: int) -> int
     return size // at_once * at_once if size > at_once else size
 
 
-def time_of(plan: TrainingPlan, probe: Probe, dataset: Dataset | None) -> dict[str, float]:
-    """Seconds of the whole run by what they are spent on."""
+def time_of(plan: TrainingPlan, probe: Probe, dataset: Dataset | None, measuring: int) -> dict[str, float]:
+    """Seconds of the whole run by what they are spent on. measuring: evaluations in one validation."""
     config, step = plan.config, plan.step_seconds
     assert step is not None
     loop = config.loop
@@ -234,11 +236,27 @@ def time_of(plan: TrainingPlan, probe: Probe, dataset: Dataset | None) -> dict[s
     parts["checkpoints"] = math.ceil(steps / loop.save_every) * probe.save_seconds
     if loop.sample_every is not None and probe.grid_seconds:
         parts["sample grids"] = math.ceil(steps / loop.sample_every) * probe.grid_seconds
-    if config.data.validation is not None:
-        levels = CLASSIFIER_LEVELS + 1 if isinstance(config, ClassifierTraining) else 2 * DENOISING_LEVELS
-        times = math.ceil(steps / loop.validate_every)
-        parts["validation"] = times * NUM_IMAGES * levels * probe.validation_seconds
+    if config.data.validation is not None or isinstance(config, ClassifierTraining):
+        times = 1 if config.data.validation is None else math.ceil(steps / loop.validate_every)
+        parts["validation"] = times * measuring * probe.validation_seconds
     return parts
+
+
+def evaluations(config: TrainConfig, dataset: Dataset | None) -> int:
+    """Of an image at a noise level, in one measurement by `adm.training.validation.Validation`.
+
+    A classifier without data to validate on is measured on a few training images. Images that are held out are compared
+    with as many training images by a denoising loss. Data that are not there yet count as large and held out.
+    """
+    held_out = dataset if config.data.validation is None else None
+    if dataset is not None and config.data.validation is not None:
+        held_out = open_held_out(config.data, config.network.in_channels)
+    most = FEW if config.data.validation is None else NUM_IMAGES
+    num = most if held_out is None else min(len(held_out), most)
+    if isinstance(config, ClassifierTraining):
+        return num * (CLASSIFIER_LEVELS + 1)
+    same = dataset is not None and held_out is not None and held_out.fingerprint == dataset.fingerprint
+    return num * DENOISING_LEVELS * (1 if same else 2)
 
 
 def reading_seconds(config: TrainConfig, dataset: Dataset) -> float:
@@ -258,7 +276,7 @@ def kept_images(config: TrainConfig, dataset: Dataset | None, device: torch.devi
         return 0
     height, width = config.network.size
     size = len(dataset) * height * width * dataset.channels
-    return size if size <= KEPT_IN_MEMORY else 0
+    return size if size <= CACHE_BYTES else 0
 
 
 def disk_of(config: TrainConfig, cost: TrainingCost, dataset: Dataset | None) -> int:

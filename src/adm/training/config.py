@@ -45,13 +45,17 @@ class DataConfig:
     threads that prepare batches ahead.
     """
 
-    path: str
+    path: str = field(metadata=RECORDED)
     labels_from: str = "auto"
     skip_bad: bool = False
     validation: str | None = None
     flip: bool | None = None
     random_crop: bool = False
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}: must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class OptimizerConfig:
             raise ValueError(f"warmup_steps is {self.warmup_steps}: must be 0 or more")
         if not 0 <= self.anneal_from < 1:
             raise ValueError(f"anneal_from is {self.anneal_from}: must be at least 0 and below 1")
+        if self.anneal_from and self.anneal == "constant":
+            raise ValueError(f"anneal_from {self.anneal_from} does nothing with anneal=constant: set anneal=linear too")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm is {self.clip_norm}: must be above 0, or none for no bound")
 
@@ -131,6 +137,8 @@ class LoopConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: must be at least 1")
+        if self.on_nan != "stop" and self.on_nan < 0:
+            raise ValueError(f"on_nan is {self.on_nan}: must be stop, or how many steps may be left out")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes is {self.minutes}: must be above 0, or none to train for all steps")
         if self.microbatch is not None and self.microbatch < 1:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 __all__ = ["EMA", "EMAConfig", "gamma_of_std", "group_name", "std_of_gamma"]
 
 
+GAMMA, RATE = 6.94, 0.9999
+
+
 @dataclass(frozen=True)
 class EMAConfig:
     """How the averaged weights follow the trained ones.
@@ -29,8 +32,8 @@ class EMAConfig:
     """
 
     kind: Literal["power", "constant"] = "power"
-    gamma: float = 6.94
-    rate: float = 0.9999
+    gamma: float = GAMMA
+    rate: float = RATE
     others: tuple[float, ...] = ()
     snapshot_every: int | None = None
 
@@ -39,6 +42,10 @@ class EMAConfig:
             raise ValueError(f"gamma is {self.gamma}: must be at least 0 (the plain mean)")
         if not 0 <= self.rate < 1:
             raise ValueError(f"rate is {self.rate}: must be at least 0 and below 1")
+        if self.kind == "power" and self.rate != RATE:
+            raise ValueError(f"rate {self.rate} does nothing with kind=power: set kind=constant too, or gamma instead")
+        if self.kind == "constant" and self.gamma != GAMMA:
+            raise ValueError(f"gamma {self.gamma} does nothing with kind=constant: set kind=power too, or rate instead")
         for other in self.others:
             if self.kind == "power" and not 0 <= other < math.inf:
                 raise ValueError(f"others has {other}: a gamma of the power rule must be at least 0")

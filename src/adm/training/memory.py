@@ -21,7 +21,7 @@ def too_little_memory(
     """One line with the microbatch that fits, by shapes, or half of the present one where shapes say that it should
     have fitted (something else uses the memory)."""
     share = -(-config.loop.batch_size // processes)
-    now = min(config.loop.microbatch or share, share)
+    now = min(config.loop.microbatch or (1 if config.loop.exact else share), share)
     available = available_memory(device)
     fits = None if available is None else microbatch_that_fits(config, int(USABLE * available), processes)
     what = f"out of memory in step {step}, with {now} images at once ({one_line(error, 120) or 'no more was given'})"
@@ -30,4 +30,5 @@ def too_little_memory(
             f"{what}. One image is the least: use a smaller network, --set network.checkpoint_blocks=true in a new run."
         )
     smaller = fits if fits is not None and fits < now else max(1, now // 2)
-    return f"{what}. Add --set loop.microbatch={smaller} to the same command: it continues, and the update is the same."
+    same = "" if config.loop.exact else ", and the update is the same"
+    return f"{what}. Add --set loop.microbatch={smaller} to the same command: it continues{same}."

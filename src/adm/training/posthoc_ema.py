@@ -197,4 +197,5 @@ def synthesize(
     """
     if (std is None) == (gamma is None):
         raise ValueError("an average has one width: give std or gamma")
-    return plan_synthesis(run, gamma_of_std(std) if std is not None else float(gamma or 0), step).tensors()
+    width = std_of_gamma(float(gamma or 0)) if std is None else std  # refuses a gamma that cannot be
+    return plan_synthesis(run, gamma_of_std(width) if gamma is None else float(gamma), step).tensors()

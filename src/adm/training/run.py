@@ -5,58 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from adm.checkpoints import format as checkpoint_format
-from adm.checkpoints.model_document import describe_model
-from adm.data import Batch, Dataset, Loader, grid, save_png
-from adm.diffusion.model import DiffusionModel
+from adm.data import Dataset
 from adm.runtime import files
 from adm.runtime.config import to_dict
 from adm.runtime.distributed import World
-from adm.runtime.errors import DivergedError, ResourceError, StoppedError, is_out_of_memory
-from adm.runtime.text import shown_path
+from adm.runtime.errors import DamagedError
+from adm.runtime.text import one_line, shown_path
 from adm.training._wandb import open_sink
 from adm.training.build import check_data, make_loader, new_model
-from adm.training.config import ClassifierTraining, TrainConfig, UpsamplerTraining
+from adm.training.config import ClassifierTraining, TrainConfig
 from adm.training.finetune import Source, check_source, open_source, start_from
+from adm.training.gradients import check_portions
 from adm.training.images import fingerprint_of, open_held_out, open_training
-from adm.training.memory import too_little_memory
-from adm.training.preview import preview
+from adm.training.loop import Progress, RunLoop, Watch
 from adm.training.resume import refuse_foreign, restore
-from adm.training.runlog import RunLog, read_log
-from adm.training.snapshots import discard_snapshots, save_snapshot
-from adm.training.trainer import StepResult, Trainer
-from adm.training.upsampling import preview_upsampler
-from adm.training.validation import Validation, draw
+from adm.training.runlog import RunLog
+from adm.training.snapshots import discard_snapshots
+from adm.training.trainer import Trainer
+from adm.training.validation import Validation
 
 __all__ = ["Progress", "train"]
 
 
 FEW = 200
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is, after each step; `notes` are lines worth showing, once each. seconds: of training."""
-
-    step: int
-    num_steps: int
-    result: StepResult | None = None
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What a caller of `train` wants to hear of it, and how it stops it."""
-
-    on_progress: Callable[[Progress], None]
-    stop_requested: Callable[[], bool]
-    on_aside: Callable[[str, int, int], None]
 
 
 def train(
@@ -90,8 +66,9 @@ def train(
     if not checkpoint_format.steps(checkpoints):  # what cannot begin leaves no directory behind
         check_data(config, dataset)
         make_loader(config, dataset, world)
+        check_portions(config.loop.batch_size, config.loop.microbatch, config.loop.exact, world)
         source = opened(config, source)
-    validation = make_validation(config, dataset)
+    validation = make_validation(config, dataset, world)
     model = new_model(config, dataset.class_names, device)
     with ExitStack() as stack:
         notes: list[str] = []
@@ -99,7 +76,7 @@ def train(
         if first:
             refuse_foreign(out)
             lock = stack.enter_context(files.lock(out / ".lock", f"run {shown_path(out)!r}"))
-            newest, notes = checkpoint_format.newest_intact(checkpoints, set_aside=True)
+            newest, notes = newest_checkpoint(checkpoints)
             for folder in (out, checkpoints, out / "samples"):
                 if folder.is_dir():
                     files.remove_partials(folder)  # what a killed run left
@@ -112,9 +89,11 @@ def train(
         trainer = Trainer(model, config, world)
         if newest is not None:
             notes += restore(trainer, newest, config, dataset)
-        run = _Run(trainer, config, out, dataset, validation, watch, world)
+        run = RunLoop(trainer, config, out, dataset, validation, watch, world)
         run.report(notes=tuple(notes))
-        if newest is not None and trainer.finished and not world.any(first and bool(run.pending())):
+        # Of process 0, whose files they are: others may see them later, or not at all.
+        pending = world.from_first(",".join(run.pending() if newest is not None else ()))
+        if newest is not None and trainer.finished and not pending:
             return newest
         if lock is not None:
             files.write_json(out / "config.json", to_dict(config))
@@ -123,10 +102,23 @@ def train(
             sink = open_sink(out, to_dict(config), config.loop.wandb)
             run.log = RunLog(out, trainer.step, config.loop.log_every, lock.check, sink)
             stack.callback(run.log.close)
-        return run.loop(make_loader(config, dataset, world))
+        return run.loop(make_loader(config, dataset, world), pending.split(",") if pending else ())
 
 
-def make_validation(config: TrainConfig, dataset: Dataset) -> Validation | None:
+def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest intact checkpoint, None where there never was one, and a line on each newer one, which is set aside.
+
+    Raises DamagedError when all are damaged, with nothing changed: to begin anew is not for a program to decide.
+    """
+    newest, damaged = checkpoint_format.newest_intact(checkpoints)
+    if newest is None and damaged:
+        raise DamagedError(
+            f"{one_line(damaged[0], 300)} Choose another --out, or move {shown_path(checkpoints)!r} away to begin anew."
+        )
+    return checkpoint_format.newest_intact(checkpoints, set_aside=True) if damaged else (newest, damaged)
+
+
+def make_validation(config: TrainConfig, dataset: Dataset, world: World) -> Validation | None:
     """What is measured on the way and at the end.
 
     A classifier without data to validate on is measured on a few training images at the end: better than not to know at
@@ -134,9 +126,9 @@ def make_validation(config: TrainConfig, dataset: Dataset) -> Validation | None:
     """
     held_out = open_held_out(config.data, config.network.in_channels)
     if held_out is not None:
-        return Validation(config, held_out, dataset)
+        return Validation(config, held_out, dataset, processes=world.size)
     if isinstance(config, ClassifierTraining):
-        return Validation(config, dataset, dataset, num=FEW)
+        return Validation(config, dataset, dataset, num=FEW, processes=world.size)
     return None
 
 
@@ -147,202 +139,3 @@ def opened(config: TrainConfig, source: Source | None) -> Source | None:
     source = open_source(config.source, config.job) if source is None else source
     check_source(config, source)
     return source
-
-
-class _Run:
-    """The loop and what it writes. lock and log are process 0's."""
-
-    lock: files.Lock | None = None
-    log: RunLog | None = None
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        config: TrainConfig,
-        out: Path,
-        dataset: Dataset,
-        validation: Validation | None,
-        watch: Watch,
-        world: World,
-    ) -> None:
-        self.trainer, self.config, self.out, self.dataset, self.watch = trainer, config, out, dataset, watch
-        self.validation, self.world = validation, world
-        self.saved_step = trainer.step if trainer.step else None
-
-    def loop(self, loader: Loader) -> Path:
-        trainer, loop = self.trainer, self.config.loop
-        if trainer.step:
-            for what, work in self.pending().items():
-                self.aside(what, work)
-        if trainer.finished:
-            return self.checkpoint_path
-        self.world.phase(f"loading the images of step {trainer.step + 1}")
-        for batch in loader.batches(trainer.position):
-            self.world.phase(f"step {trainer.step + 1}")
-            self.report(self.advance(batch))
-            done = trainer.finished
-            # Pictures first: a run killed between the two does this step again, and misses none.
-            for what, work in self.due_now().items():
-                self.aside(what, work)
-            if self.snapshot_due():  # before the checkpoint, for the same reason
-                self.aside("saving", self.save_snapshot)
-            stopped = not done and self.world.any(self.watch.stop_requested())
-            if done or stopped or self.due(loop.save_every):
-                self.aside("saving", self.save)
-            if done:
-                break
-            if stopped:
-                raise StoppedError(f"stopped at step {trainer.step}; run the same command to continue.")
-            self.world.phase(f"loading the images of step {trainer.step + 1}")
-        return self.checkpoint_path
-
-    @property
-    def checkpoint_path(self) -> Path:
-        return self.out / "checkpoints" / checkpoint_format.step_name(self.trainer.step)
-
-    def due_now(self) -> dict[str, Callable[[], None]]:
-        """What is to be made of this step besides its checkpoint."""
-        loop, done = self.config.loop, self.trainer.finished
-        works: dict[str, Callable[[], None]] = {}
-        wanted = isinstance(self.trainer.model, DiffusionModel) and loop.sample_every is not None
-        if wanted and (done or self.due(loop.sample_every)):
-            works["sample grid"] = self.save_grid
-        regularly = self.config.data.validation is not None and self.due(loop.validate_every)
-        if self.validation is not None and (done or regularly):
-            works["validation"] = self.validate
-        return works
-
-    def pending(self) -> dict[str, Callable[[], None]]:
-        """What is due now and not there, since the run was stopped while it was made."""
-        works = self.due_now()
-        if self.grid_path.exists():
-            works.pop("sample grid", None)
-        if any(line["step"] == self.trainer.step for line in read_log(self.out / "validation.jsonl")):
-            works.pop("validation", None)
-        return works
-
-    def due(self, every: int | None) -> bool:
-        return every is not None and self.trainer.step % every == 0
-
-    def snapshot_due(self) -> bool:
-        """Also at the end, where averages of all of the run are wanted."""
-        every = self.config.ema.snapshot_every
-        return every is not None and (self.due(every) or self.trainer.finished)
-
-    def advance(self, batch: Batch) -> StepResult:
-        try:
-            result = self.trainer.advance(batch)
-        except DivergedError as error:
-            raise DivergedError(f"{error} {self._last_good()}") from None
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            step = self.trainer.step + 1
-            raise ResourceError(
-                too_little_memory(self.config, step, error, self.trainer.device, self.world.size)
-            ) from error
-        if self.log is not None:
-            self.log.add(result, self.config.loop.batch_size)
-        return result
-
-    def report(self, result: StepResult | None = None, notes: tuple[str, ...] = ()) -> None:
-        if result is not None and result.skipped is not None:
-            notes = (*notes, f"{result.skipped}: skipped, as loop.on_nan allows")
-        if self.world.rank == 0:
-            step, steps = self.trainer.step, self.config.loop.steps
-            self.watch.on_progress(Progress(step, steps, result, notes, self.trainer.seconds))
-
-    def aside(self, what: str, work: Callable[[], None]) -> None:
-        """Work of process 0 for which the others wait, and during which no time of training passes."""
-        self.world.phase(f"{what} after step {self.trainer.step}")
-        if self.log is not None:
-            with self.log.paused():
-                work()
-        self.world.wait(what)
-
-    def save(self) -> None:
-        """A checkpoint of this step, then retention."""
-        trainer, checkpoints, directory = self.trainer, self.out / "checkpoints", self.checkpoint_path
-        assert self.log is not None and self.lock is not None
-        self.log.flush(self.config.loop.batch_size)
-        if trainer.step == self.saved_step:
-            return
-        self.lock.check()
-        files.make_directory(checkpoints)
-        documents = {
-            "model": describe_model(trainer.model),
-            "config": to_dict(self.config),
-            "state": trainer.state() | {"data": fingerprint_of(self.dataset, self.config), "torch": torch.__version__},
-        }
-        try:
-            checkpoint_format.save(directory, tensors=trainer.tensors(), documents=documents)
-        except DivergedError as error:
-            raise DivergedError(f"step {trainer.step}: {error} {self._last_good()}") from None
-        self.saved_step = trainer.step
-        checkpoint_format.retain(checkpoints, self.config.loop.keep)
-
-    def save_snapshot(self) -> None:
-        assert self.lock is not None
-        self.lock.check()
-        trainer = self.trainer
-        try:
-            save_snapshot(self.out, trainer.step, trainer.ema, describe_model(trainer.model))
-        except DivergedError as error:
-            raise DivergedError(f"step {trainer.step}: {error} {self._last_good()}") from None
-
-    @property
-    def grid_path(self) -> Path:
-        return self.out / "samples" / f"{checkpoint_format.step_name(self.trainer.step)}.png"
-
-    def save_grid(self) -> None:
-        """Samples of the averaged weights from fixed seeds, to watch while training; given up when asked to stop."""
-        model, weights = self.trainer.model, self.trainer.ema.weights
-        assert isinstance(model, DiffusionModel)
-
-        def report(done: int, total: int) -> None:
-            self.watch.on_aside("sample grid", done, total)
-            if self.watch.stop_requested():
-                raise StoppedError
-
-        try:
-            if isinstance(self.config, UpsamplerTraining):
-                shown = self.validation.dataset if self.validation is not None else self.dataset
-                picture = preview_upsampler(model, weights, shown, self.config, on_progress=report)
-            else:
-                images = preview(model, weights, on_progress=report)
-                picture = grid(images, int(len(images) ** 0.5), scale=max(1, 32 // images.shape[1]))
-        except StoppedError:
-            return
-        assert self.lock is not None
-        self.lock.check()
-        files.make_directory(self.grid_path.parent)
-        save_png(self.grid_path, picture)
-        if self.log is not None:
-            self.log.picture(self.grid_path, self.trainer.step)
-
-    def validate(self) -> None:
-        """A line of validation.jsonl, its numbers in the log, and their picture."""
-        assert self.validation is not None and self.lock is not None and self.log is not None
-
-        def report(done: int, total: int) -> None:
-            self.watch.on_aside("validation", done, total)
-            if self.watch.stop_requested():
-                raise StoppedError
-
-        trainer, before = self.trainer, read_log(self.out / "validation.jsonl")
-        try:
-            result = self.validation(trainer.model, trainer.ema.weights, report, trainer.step, before)
-        except StoppedError:
-            return
-        except DivergedError as error:
-            raise DivergedError(f"step {trainer.step}: {error} {self._last_good()}") from None
-        self.lock.check()
-        self.log.measured(trainer.step, result)
-        draw(result, self.out / "validation.png")
-        lines = result["lines"] if trainer.finished else [*result["lines"][:1], *result["overfit"]["notes"]]
-        self.report(notes=tuple(lines))
-
-    def _last_good(self) -> str:
-        if self.saved_step is None:
-            return "No checkpoint was saved before."
-        return f"The last checkpoint is step {self.saved_step}."

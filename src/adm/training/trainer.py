@@ -54,6 +54,7 @@ class Trainer:
         self.world = world
         self.step = 0
         self.seconds = 0.0
+        self._counted = self._uncounted = 0.0
         self.num_skipped = 0
         self.num_skipped_in_a_row = 0
         self.ema = EMA(model.network, config.ema)
@@ -96,7 +97,9 @@ class Trainer:
 
         Raises DivergedError, with nothing changed, when it is not finite and may not be skipped (`loop.on_nan`).
         """
-        started = time.monotonic()
+        started = (
+            time.monotonic() - self._uncounted
+        )  # the end of the last step, which could not be told the others then
         o = self.config.optimizer
         t, weight, noise = self._draw(tuple(batch.images.shape[1:]))
         losses, terms, seconds = self._of_all(
@@ -123,6 +126,7 @@ class Trainer:
             self.ema.update(self.model.network)
         self.step += 1
         self.seconds += seconds
+        self._uncounted = time.monotonic() - started - self._counted
         means = {name: float(values.mean()) for name, values in terms.items()}
         return StepResult(self.step, float((losses * weight).mean()), means, grad_norm, lr, problem)
 
@@ -147,7 +151,7 @@ class Trainer:
         def forward(rows: slice) -> tuple[Tensor, LossTerms]:
             some, drawn = examples[rows].to(self.device), noise[rows]
             assert drawn.positions is not None
-            # By the place in training, so that the number of processes does not change what dropout draws.
+            # By the microbatch's place in training: where microbatches are the same ones, so is what dropout draws.
             with randomness.fork(seed=drawn.seed, stream="dropout", step=drawn.positions[0], device=self.device):
                 result = self.objective(self.replica, some, drawn.to(self.device))
             return result.loss * weight[rows], result
@@ -162,7 +166,8 @@ class Trainer:
             *(torch.cat([r.terms[name] for r in results]) for name in names),
         ]
         rows = torch.stack([column.double().cpu() for column in columns], dim=1)
-        clock = torch.full((len(rows), 1), time.monotonic() - started, dtype=torch.float64)
+        self._counted = time.monotonic() - started
+        clock = torch.full((len(rows), 1), self._counted, dtype=torch.float64)
         rows = self.world.all_gather(torch.cat([rows, clock], dim=1))
         losses, *terms, seconds = rows.unbind(dim=1)
         return losses, dict(zip(names, terms, strict=True)), float(seconds[0])

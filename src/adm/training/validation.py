@@ -52,7 +52,12 @@ class Validation:
     """
 
     def __init__(
-        self, config: TrainConfig, dataset: Dataset, training: Dataset | None = None, num: int | None = None
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        training: Dataset | None = None,
+        num: int | None = None,
+        processes: int = 1,
     ) -> None:
         if num is not None and num < 1:
             raise UsageError(f"validation on {num} images: ask for at least 1.")
@@ -63,6 +68,7 @@ class Validation:
             )
             raise DataError(f"validation data {one_line(dataset.name)!r}: {what}. Give images like the training data.")
         self.config = config
+        self.batch_size = config.loop.microbatch or -(-config.loop.batch_size // processes)
         self.dataset = dataset
         self.held_out = training is None or dataset.fingerprint != training.fingerprint
         self.num = min(len(dataset), NUM_IMAGES if num is None else num)
@@ -164,7 +170,7 @@ class Validation:
     ) -> Iterator[tuple[Examples, Tensor, list[int]]]:
         """Images with labels, their eps, and the numbers of the images whose noise it is, a microbatch at a time."""
         loop = self.config.loop
-        size = loop.microbatch or loop.batch_size
+        size = self.batch_size
         with torch.no_grad():
             for start in range(0, self.num, size):
                 rows = range(start, min(start + size, self.num))
