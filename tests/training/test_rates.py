@@ -98,6 +98,10 @@ def test_by_the_clock_the_rate_follows_the_share_of_the_time_whatever_the_step(a
 @pytest.mark.parametrize("anneal", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("anneal_from", [0.0, 0.3, 0.999])
 def test_the_rate_never_leaves_its_bounds_and_never_rises_once_warm(anneal: str, anneal_from: float) -> None:
+    if anneal == "constant" and anneal_from:
+        with pytest.raises(ValueError, match="does nothing with anneal=constant"):
+            OptimizerConfig(anneal_from=anneal_from)
+        return
     config = OptimizerConfig(lr=LR, warmup_steps=20, anneal=anneal, anneal_from=anneal_from)  # type: ignore[arg-type]
     got = ours(config, STEPS + 5)
     assert all(0 <= rate <= LR and math.isfinite(rate) for rate in got)
