@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-__all__ = ["Device", "Settings", "settings_table"]
+__all__ = ["ChainSteps", "Device", "ImagesOut", "SamplerSpec", "Settings", "settings_table"]
 
 Settings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
@@ -17,6 +17,19 @@ Settings = Annotated[
 ]
 
 Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+
+ImagesOut = Annotated[str, tyro.conf.arg(metavar="DIR", help="A directory for PNGs, or a file.npz in OpenAI's layout.")]
+
+ChainSteps = Annotated[
+    int | None,
+    tyro.conf.arg(
+        metavar="N",
+        help="Links of the chain.",
+        help_behavior_hint="(default: as released, else 250 of ddpm and 50 of others)",
+    ),
+]
+
+SamplerSpec = Annotated[str, tyro.conf.arg(metavar="SPEC", help="A file of adm/sampling, such as ddim:eta=0.3.")]
 
 
 def settings_table(values: Mapping[str, str], meanings: Mapping[str, str]) -> str:

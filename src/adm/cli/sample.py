@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from adm.cli._flags import Device, Settings
+from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings
 
 if TYPE_CHECKING:
     from adm.studies.generate import Request
@@ -43,7 +43,7 @@ class Sample:
         tyro.conf.Positional[str],
         tyro.conf.arg(metavar="MODEL", help="A run, a checkpoint, a released model (openai/imagenet64), or its .pt."),
     ]
-    out: Annotated[str, tyro.conf.arg(metavar="DIR", help="A directory for PNGs, or a file.npz in OpenAI's layout.")]
+    out: ImagesOut
     num: Annotated[
         int | None,
         tyro.conf.arg(metavar="N", help="Images.", help_behavior_hint="(default: one for each label, else 64)"),
@@ -56,17 +56,8 @@ class Sample:
             help_behavior_hint="(default: every class in turn)",
         ),
     ] = None
-    steps: Annotated[
-        int | None,
-        tyro.conf.arg(
-            metavar="N",
-            help="Links of the chain.",
-            help_behavior_hint="(default: as released, else 250 of ddpm and 50 of others)",
-        ),
-    ] = None
-    sampler: Annotated[str, tyro.conf.arg(metavar="SPEC", help="A file of adm/sampling, such as ddim:eta=0.3.")] = (
-        "ddpm"
-    )
+    steps: ChainSteps = None
+    sampler: SamplerSpec = "ddpm"
     guidance: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]],
         tyro.conf.arg(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from adm.cli._flags import Device, Settings
+from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings
+from adm.cli.sample import SampleSettings
 
 if TYPE_CHECKING:
     from adm.studies.generate import Request
@@ -17,7 +18,7 @@ COMMANDS: dict[str, type] = {}
 
 
 @dataclass(frozen=True)
-class UpsampleSettings:
+class UpsampleSettings(SampleSettings):
     """What --set can change.
 
     batch_size: images at once. weights: ema, model, or ema-1 and so on of a run with ema.others. precision: bfloat16
@@ -25,12 +26,6 @@ class UpsampleSettings:
     """
 
     batch_size: int = 16
-    weights: str = "ema"
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class Upsample:
         tyro.conf.Positional[str],
         tyro.conf.arg(metavar="INPUT", help="A picture, a folder, a sample set, a zip, or an .npz (arr_0, arr_1)."),
     ]
-    out: Annotated[str, tyro.conf.arg(metavar="DIR", help="A directory for PNGs, or a file.npz in OpenAI's layout.")]
+    out: ImagesOut
     num: Annotated[
         int | None,
         tyro.conf.arg(
@@ -65,17 +60,8 @@ class Upsample:
             help_behavior_hint="(default: those of the small images)",
         ),
     ] = None
-    steps: Annotated[
-        int | None,
-        tyro.conf.arg(
-            metavar="N",
-            help="Links of the chain.",
-            help_behavior_hint="(default: as released, else 250 of ddpm and 50 of others)",
-        ),
-    ] = None
-    sampler: Annotated[str, tyro.conf.arg(metavar="SPEC", help="A file of adm/sampling, such as ddim:eta=0.3.")] = (
-        "ddpm"
-    )
+    steps: ChainSteps = None
+    sampler: SamplerSpec = "ddpm"
     guidance: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]],
         tyro.conf.arg(metavar="SPEC", help="Such as classifier:classifier=runs/clf,scale=4. Can be repeated."),

@@ -12,6 +12,7 @@ import selectors
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -52,7 +53,7 @@ class Clock:
             self.now += self._last - last
 
 
-class Watch(threading.Thread):
+class Watch(threading.Thread, ABC):
     """What process 0 and the others have in common. phase: what this process is doing, for the others' message."""
 
     def __init__(self, met: Met, rank: int, launcher: int | None) -> None:
@@ -93,13 +94,13 @@ class Watch(threading.Thread):
                 text = f"what started {self.this.name()} (pid {self.launcher}) is gone. Start all again."
                 self._end(text if self._is_first_here() else None)
 
+    @abstractmethod
     def leave(self) -> None:
         """Returns when all processes have left; ends this one if another is lost before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fail(self, code: int) -> None:
         """Returns if this process is the first to fail, and so the one to say why; else ends it with `code`."""
-        raise NotImplementedError
 
     def verdict(self, seconds: float) -> None:
         """Waits so long for the word that another process is lost, which ends this one."""
@@ -109,14 +110,14 @@ class Watch(threading.Thread):
         """What is known of what all are doing."""
         return f"this one in {self.phase}"
 
-    def _receive(self, rank: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _receive(self, rank: int) -> None: ...
 
-    def _say(self, phase: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _say(self, phase: str) -> None: ...
 
-    def _check(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _check(self) -> None: ...
 
     def _is_first_here(self) -> bool:
         """Whether it is this process that speaks for its machine."""

@@ -99,7 +99,7 @@ def small16() -> Preset:
     }
     loop = LoopConfig(steps=10_000, batch_size=64)
     optimizer = OptimizerConfig(lr=1e-3, warmup_steps=200, anneal="linear", anneal_from=0.7)
-    what = "16x16 photographs: half an hour of a laptop's CPU, to see a model of one's own images learn"
+    what = "16x16 photographs: one to two hours of two CPU cores, to see a model of one's own images learn"
     # v: in so short a run a network that returns eps leaves the largest scales, an image's colours, to chance.
     return small("small16", what, trunk, 10, loop, optimizer, flip=None, mean="v")
 
@@ -172,9 +172,7 @@ def cifar32() -> Preset:
         optimizer=OptimizerConfig(lr=6e-4, weight_decay=0.1, warmup_steps=500, anneal="linear"),
         loop=replace(loop, steps=10_000),
     )
-    return Preset(
-        "cifar32", "32x32 photographs: 10 million images, under half an hour of a large GPU", (diffusion, classifier)
-    )
+    return Preset("cifar32", "32x32 photographs: 10 million images, for a large GPU", (diffusion, classifier))
 
 
 def cifar16to32() -> Preset:

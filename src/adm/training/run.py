@@ -33,6 +33,7 @@ __all__ = ["Progress", "train"]
 
 
 FEW = 200
+"""Training images on which a classifier without held-out ones is measured."""
 
 
 def train(
