@@ -76,7 +76,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     found = Machine(memory=10**10)
     monkeypatch.setattr(planning, "probe_training", found.probe)
     monkeypatch.setattr(planning, "memory_left", lambda device: found.memory)
-    monkeypatch.setattr(planning, "overhead", lambda device: 0)
     return found
 
 
@@ -264,7 +263,6 @@ def test_a_sampling_plan_of_a_known_machine(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(_plan_sampling, "probe_sampling", probe)
     monkeypatch.setattr(_plan_sampling, "memory_left", lambda device: 10_000_000_000)
-    monkeypatch.setattr(_plan_sampling, "overhead", lambda device: 0)
     plan = _plan_sampling.plan_sampling("openai/imagenet64", 100, 25, "ddim", ["classifier"], CPU, 32)
     step = 0.01 + 0.002 * 32
     # 4 batches, the last filled up.

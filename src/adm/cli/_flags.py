@@ -21,11 +21,11 @@ Device = Annotated[str, tyro.conf.arg(metavar="NAME", help="auto, cpu, cuda, cud
 ImagesOut = Annotated[str, tyro.conf.arg(metavar="DIR", help="A directory for PNGs, or a file.npz in OpenAI's layout.")]
 
 ChainSteps = Annotated[
-    int | None,
+    str | None,
     tyro.conf.arg(
         metavar="N",
-        help="Links of the chain.",
-        help_behavior_hint="(default: as released, else 250 of ddpm and 50 of others)",
+        help="Links of the chain; or a grid: karras:10, log-snr:10, even:10, ddim25, 10,10,15.",
+        help_behavior_hint="(default: as released, else 250 of ddpm, 50 of ddim and 25 of others)",
     ),
 ]
 

@@ -6,8 +6,8 @@ shorter chain has its own beta, while the network is still asked at the original
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
@@ -20,11 +20,12 @@ __all__ = ["Chain", "Link"]
 
 @dataclass(frozen=True, eq=False)
 class Link:
-    """One reverse step t -> s. Every field has shape (), or (N,) with a link for each image; the numbers are float64.
+    """One reverse step t -> s. Every number has shape (), or (N,) with a link for each image, and is float64.
 
     last: the step ends at clean data (s = -1), where no noise is added.
     beta: 1 - alpha_bar / alpha_bar_s; beta_tilde: the variance of q(x_s | x_t, x_0), DDPM Eq. 7.
     log_beta_tilde: at the last step, where beta_tilde is 0, it is that of the link before (as released).
+    schedule: the chain's, for rules that visit noise levels beside t and s (`schedule.time_at`).
     """
 
     t: Tensor
@@ -36,6 +37,27 @@ class Link:
     beta_tilde: Tensor
     log_beta: Tensor
     log_beta_tilde: Tensor
+    schedule: Schedule
+
+    @property
+    def alpha(self) -> Tensor:
+        """sqrt(alpha_bar): x_t = alpha x_0 + sigma eps."""
+        return self.alpha_bar.sqrt()
+
+    @property
+    def sigma(self) -> Tensor:
+        """sqrt(1 - alpha_bar)."""
+        return (1 - self.alpha_bar).sqrt()
+
+    @property
+    def alpha_s(self) -> Tensor:
+        """alpha where the link arrives; 1 for clean data."""
+        return self.alpha_bar_s.sqrt()
+
+    @property
+    def sigma_s(self) -> Tensor:
+        """sigma where the link arrives; 0 for clean data."""
+        return (1 - self.alpha_bar_s).sqrt()
 
     def mean(self, x0: Tensor, x_t: Tensor) -> Tensor:
         """The mean of q(x_s | x_t, x_0), DDPM Eq. 7."""
@@ -53,11 +75,15 @@ class Link:
             var_frac = torch.tensor(var_frac, dtype=torch.float64)
         return var_frac * expand(self.log_beta, var_frac) + (1 - var_frac) * expand(self.log_beta_tilde, var_frac)
 
-    def __getitem__(self, index: int | Tensor) -> Link:
-        return Link(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+    def __getitem__(self, index: int | slice | Tensor) -> Link:
+        return self._map(lambda values: values[index])
 
     def to(self, device: torch.device) -> Link:
-        return Link(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return self._map(lambda values: values.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Link:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: change(value) for name, value in tensors.items()})
 
 
 class Chain(Sequence[Link]):
@@ -96,7 +122,7 @@ class Chain(Sequence[Link]):
     def __getitem__(self, index: slice) -> Chain: ...
     def __getitem__(self, index: int | Tensor | slice) -> Link | Chain:
         if isinstance(index, slice):
-            return self._of(Link(**{field.name: getattr(self._links, field.name)[index] for field in fields(Link)}))
+            return self._of(self._links[index])
         if isinstance(index, Tensor):
             return self._links.to(index.device)[index]
         if not -len(self) <= index < len(self):
@@ -123,7 +149,8 @@ class Chain(Sequence[Link]):
         alpha_bar = self._links.alpha_bar.flip(0)
         alpha_bar_s = torch.cat([alpha_bar[1:], alpha_bar.new_zeros(1)])
         nan = torch.full_like(alpha_bar, torch.nan)
-        return self._of(Link(t, s, torch.zeros(len(t), dtype=torch.bool), alpha_bar, alpha_bar_s, nan, nan, nan, nan))
+        never = torch.zeros(len(t), dtype=torch.bool)
+        return self._of(Link(t, s, never, alpha_bar, alpha_bar_s, nan, nan, nan, nan, self.schedule))
 
     def _of(self, links: Link) -> Chain:
         """A chain of other links over the same schedule."""
@@ -153,4 +180,5 @@ def _links(schedule: Schedule, times: Tensor) -> Link:
         beta_tilde=beta_tilde,
         log_beta=beta.log(),
         log_beta_tilde=clipped.log(),
+        schedule=schedule,
     )

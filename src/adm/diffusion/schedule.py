@@ -82,6 +82,17 @@ class Schedule:
         alpha_bar = self.alpha_bar_at(t)
         return expand(alpha_bar.sqrt(), like), expand((1.0 - alpha_bar).sqrt(), like)
 
+    def time_at(self, noise_to_signal: Tensor | float) -> Tensor:
+        """The real t, float64, at which sigma / alpha has this value: the inverse of `alpha_bar_at`, -1 for 0.
+
+        What lies above the schedule's largest ratio is taken as that, T - 1.
+        """
+        ratio = torch.as_tensor(noise_to_signal).double()
+        device, ratio = ratio.device, ratio.cpu()
+        table = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+        inside = np.interp(ratio.clamp(min=float(table[0])).log().numpy(), table.log().numpy(), np.arange(len(table)))
+        return torch.where(ratio < table[0], ratio / table[0] - 1, torch.as_tensor(inside)).to(device)
+
     def q_sample(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, DDPM Eq. 4."""
         alpha, sigma = self.alpha_sigma(t, x0)

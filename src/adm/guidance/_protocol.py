@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Literal, Protocol
 
@@ -41,6 +42,16 @@ class GuidedDenoiser(ABC):
 
     @abstractmethod
     def __call__(self, x_t: Tensor, t: Time, cond: Condition = Condition()) -> Prediction: ...
+
+    def fresh(self) -> GuidedDenoiser:
+        """This denoiser for one trajectory, over a fresh inner one. What remembers earlier calls overrides it and
+        starts with an empty memory; outside of a trajectory nothing is remembered."""
+        inner = getattr(self.denoiser, "fresh", None)
+        if inner is None:
+            return self
+        new = copy.copy(self)
+        new.denoiser = inner()
+        return new
 
     @property
     def schedule(self) -> Schedule:

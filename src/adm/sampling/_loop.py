@@ -10,9 +10,10 @@ from torch import Tensor
 
 from adm.diffusion.chain import Chain
 from adm.diffusion.condition import Condition
+from adm.diffusion.grids import Steps, timesteps_of
 from adm.diffusion.model import Denoiser
 from adm.diffusion.prediction import Prediction
-from adm.diffusion.schedule import Time, spaced
+from adm.diffusion.schedule import Schedule, Time, spaced
 from adm.sampling._noise import Noise
 from adm.sampling._protocol import Sampler
 
@@ -63,6 +64,7 @@ def sample(
         x = noise.initial(shape)
     device = getattr(denoiser, "device", None) or x.device
     x, cond = x.to(device), cond.to(device)
+    denoiser = fresh(denoiser)
     state = sampler.init()
     for i, link in enumerate(chain):
         seen: list[Prediction] = []
@@ -85,10 +87,20 @@ def sample(
     return x
 
 
-def timesteps_for(sampler: Sampler, num_timesteps: int, num_steps: int) -> list[int]:
-    """The timesteps that N steps mean for this sampler: its own grid, or `spaced(T, N)`."""
+def fresh(denoiser: Denoiser) -> Denoiser:
+    """The denoiser for one trajectory: guidance that remembers (`fresh`, see guidance/_protocol.py) starts anew."""
+    anew: Callable[[], Denoiser] | None = getattr(denoiser, "fresh", None)
+    return denoiser if anew is None else anew()
+
+
+def timesteps_for(sampler: Sampler, schedule: Schedule, steps: Steps) -> list[int | float]:
+    """The timesteps of a chain for this sampler: of a number, its own grid, or `spaced(T, N)`; else as `timesteps_of`."""
+    if isinstance(steps, str) and steps.strip().isdecimal():
+        steps = int(steps)
+    if not isinstance(steps, int):
+        return timesteps_of(schedule, steps)
     grid = getattr(sampler, "timesteps", None)
-    return grid(num_timesteps, num_steps) if grid is not None else spaced(num_timesteps, num_steps)
+    return list(grid(schedule, steps) if grid is not None else spaced(schedule.num_timesteps, steps))
 
 
 def _check(denoiser: Denoiser, chain: Chain, cond: Condition, shape: tuple[int, ...], x: Tensor | None) -> None:

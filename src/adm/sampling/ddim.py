@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adm.diffusion.chain import Link
-from adm.diffusion.schedule import expand, strided
-from adm.sampling._protocol import Denoise, Draw
+from adm.diffusion.schedule import Schedule, expand, strided
+from adm.sampling._protocol import Denoise, Draw, guided
 
 __all__ = ["DDIM"]
 
@@ -29,19 +29,17 @@ class DDIM:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta {self.eta}: choose a number from 0 (deterministic) to 1 (DDPM's small variance)")
 
-    def timesteps(self, num_timesteps: int, num_steps: int) -> list[int]:
-        return strided(num_timesteps, num_steps)
+    def timesteps(self, schedule: Schedule, num_steps: int) -> list[int]:
+        return strided(schedule.num_timesteps, num_steps)
 
     def init(self) -> None:
         return None
 
     def step(self, denoise: Denoise, x_t: Tensor, link: Link, noise: Draw, state: None) -> tuple[Tensor, None]:
-        prediction = denoise(x_t, link.t)
-        if prediction.guidance is not None:
-            prediction = prediction.fold(prediction.guidance(x_t, link.t))  # ADM Alg. 2
-        alpha_s = expand(link.alpha_bar_s.sqrt(), x_t)
+        prediction = guided(denoise, x_t, link.t)
+        alpha_s = expand(link.alpha_s, x_t)
         if self.eta == 0:
-            return alpha_s * prediction.x0 + expand((1 - link.alpha_bar_s).sqrt(), x_t) * prediction.eps, None
+            return alpha_s * prediction.x0 + expand(link.sigma_s, x_t) * prediction.eps, None
         if link.beta_tilde.ndim == 0 and bool(link.beta_tilde.isnan()):
             raise ValueError(f"eta {self.eta}: DDIM goes up an inverted chain only without noise; use eta=0")
         variance = self.eta**2 * link.beta_tilde  # DDIM Eq. 16; 0 at the last step, where no noise is added

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from adm.diffusion.chain import Link
-from adm.diffusion.schedule import expand, spaced
+from adm.diffusion.schedule import Schedule, expand, spaced
 from adm.sampling._protocol import Denoise, Draw
 
 __all__ = ["DDPM"]
@@ -28,8 +28,8 @@ class DDPM:
         if self.grad_at not in ("x_t", "mean"):
             raise ValueError(f"grad_at {self.grad_at!r}: choose x_t (as released) or mean (as in the paper)")
 
-    def timesteps(self, num_timesteps: int, num_steps: int) -> list[int]:
-        return spaced(num_timesteps, num_steps)
+    def timesteps(self, schedule: Schedule, num_steps: int) -> list[int]:
+        return spaced(schedule.num_timesteps, num_steps)
 
     def init(self) -> None:
         return None

@@ -40,8 +40,8 @@ class Probe:
 
     images: in a step. step_seconds: median of the steps, which `num_steps` were. peak: bytes; on a CPU what the process
     took beyond what it takes before the work begins, elsewhere what torch had allocated. reserved: what its allocator
-    had taken for that. start_seconds: until the first step began, and what that took longer than others. Of training
-    alone: grid_seconds (a sample grid), save_seconds (a checkpoint), validation_seconds (one image at one noise level).
+    had taken for that. base: what a CPU's process took before. start_seconds: until the first step began, and what that
+    took longer than others. Of training alone: grid_seconds (a sample grid), save_seconds (a checkpoint), validation_seconds (one image at one noise level).
     """
 
     images: int
@@ -50,6 +50,7 @@ class Probe:
     peak: int | None
     reserved: int | None
     start_seconds: float
+    base: int = 0
     grid_seconds: float = 0.0
     save_seconds: float = 0.0
     validation_seconds: float = 0.0
@@ -132,7 +133,7 @@ def _training(request: Mapping[str, Any], device: torch.device) -> Probe:
 
     start, median, count = _timed(step, device, started, request["limit"])
     extra = _extras(trainer, config, device, request["out"]) if request["extras"] else {}
-    return Probe(n, median, count, memory.peak(), memory.reserved(), start, **extra)
+    return Probe(n, median, count, memory.peak(), memory.reserved(), start, memory.base, **extra)
 
 
 def _sampling(request: Mapping[str, Any], device: torch.device) -> Probe:
@@ -165,7 +166,7 @@ def _sampling(request: Mapping[str, Any], device: torch.device) -> Probe:
     counted = sorted(durations[min(WARM_UP, len(durations) - 1) :])
     median = counted[len(counted) // 2]
     start = begun - started + max(0.0, durations[0] - median)
-    return Probe(n, median, len(counted), memory.peak(), memory.reserved(), start)
+    return Probe(n, median, len(counted), memory.peak(), memory.reserved(), start, memory.base)
 
 
 class _Enough(Exception):
@@ -180,6 +181,10 @@ class _Memory:
         self.before = resident_bytes()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+
+    @property
+    def base(self) -> int:
+        return (self.before or 0) if self.device.type == "cpu" else 0
 
     def peak(self) -> int | None:
         if self.device.type == "cuda":

@@ -28,7 +28,7 @@ from adm.studies.named_models import (
     read_with_preset,
     refuse_other_kind,
 )
-from adm.studies.plan import PATIENCE, TRIES, USABLE, memory_left, overhead
+from adm.studies.plan import PATIENCE, TRIES, USABLE, memory_left
 
 __all__ = ["SamplingPlan", "open_request", "plan_sampling"]
 
@@ -176,7 +176,7 @@ def measured(plan: SamplingPlan, words: dict[str, Any], on_stage: Callable[[str]
     if large.reserved is None or small.reserved is None:
         return plan
     per_image = (large.reserved - small.reserved) / (size - few) if size > few else 0.0
-    memory = large.reserved + overhead(device)
+    memory = large.reserved + large.base
     largest = None
     if plan.available is not None and per_image > 0:
         largest = size + max(0, int((USABLE * plan.available - memory) / per_image))

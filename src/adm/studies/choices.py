@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adm.checkpoints.presets import Preset, Recommended
+from adm.diffusion.grids import Steps
+from adm.diffusion.schedule import Schedule
 from adm.guidance import Guidance
 from adm.runtime import lookup
 from adm.runtime.errors import UsageError
@@ -15,9 +17,9 @@ from adm.sampling import Sampler, timesteps_for
 
 __all__ = ["Choice", "choose", "default_steps", "full_spec"]
 
-DEFAULT_STEPS = {"ddpm": 250}
-OTHER_STEPS = 50
-"""Of samplers that are not named above; few-step rules have converged by then."""
+DEFAULT_STEPS = {"ddpm": 250, "ddim": 50}
+OTHER_STEPS = 25
+"""Of samplers that are not named above: higher-order rules have converged by then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class Choice:
     """
 
     guidance: tuple[str | Guidance, ...]
-    steps: int | None
+    steps: Steps | None
     sampler: str
     chosen: tuple[tuple[str, str | None], ...]
 
@@ -51,7 +53,7 @@ def choose(
     preset: Preset | None,
     name: str,
     sampler: str | Sampler,
-    steps: int | None,
+    steps: Steps | None,
     guidance: Sequence[str | Guidance],
 ) -> Choice:
     """Fill in what is open by the preset behind a model.
@@ -116,12 +118,14 @@ def _name_of(sampler: str | Sampler) -> str:
     return type(sampler).__module__.rpartition(".")[2]
 
 
-def default_steps(sampler: Sampler, num_timesteps: int) -> int:
-    """The steps of a sampler for a model that recommends none: 250 of DDPM, else 50, or the nearest that exist."""
+def default_steps(sampler: Sampler, schedule: Schedule) -> int:
+    """The steps of a sampler for a model that recommends none: 250 of DDPM, 50 of DDIM, else 25, or the nearest that
+    exist."""
+    num_timesteps = schedule.num_timesteps
     wanted = min(DEFAULT_STEPS.get(_name_of(sampler), OTHER_STEPS), num_timesteps)
     for steps in (wanted, len(range(0, num_timesteps, max(1, num_timesteps // wanted)))):
         try:
-            timesteps_for(sampler, num_timesteps, steps)
+            timesteps_for(sampler, schedule, steps)
         except ValueError:
             continue
         return steps

@@ -19,6 +19,7 @@ from adm.checkpoints.presets import Preset
 from adm.data import to_uint8
 from adm.diffusion.chain import Chain
 from adm.diffusion.condition import Condition
+from adm.diffusion.grids import Steps
 from adm.diffusion.model import Denoiser, DiffusionModel, NoisyClassifier
 from adm.guidance import Guidance, guide
 from adm.guidance.clip import Clip
@@ -92,7 +93,7 @@ class Batch:
 def generate(
     model: str | Path | DiffusionModel,
     labels: Sequence[int | str] | None = None,
-    steps: int | None = None,
+    steps: Steps | None = None,
     sampler: str | Sampler = "ddim",
     seed: int = 0,
     guidance: Sequence[str | Guidance] = (),
@@ -103,7 +104,8 @@ def generate(
     """Images of a model, uint8 (n, H, W, C).
 
     model: what `adm.load` takes, or a model. labels: class names or numbers, one for each image; n is their number,
-    or num, and then they are taken in turn. steps: None takes those that were released with a preset for this sampler,
+    or num, and then they are taken in turn. steps: a number of links, a grid ("karras:10", "ddim25", "10,10,15") or
+    timesteps; None takes those that were released with a preset for this sampler,
     else 250 of ddpm and 50 of others. guidance: specs or objects; "classifier" alone means the preset's classifier and
     its scale. Image k depends on seed + k. x_0 is clamped to [-1, 1], unless a guidance of the stage "clip" is given.
     Raises UsageError.
@@ -123,7 +125,7 @@ def generate(
 
 def prepare_named(
     model: str | Path,
-    steps: int | None,
+    steps: Steps | None,
     sampler: str | Sampler,
     guidance: Sequence[str | Guidance] = (),
     device: str | torch.device = "cpu",
@@ -158,7 +160,7 @@ def prepare_named(
 
 def prepare(
     model: DiffusionModel,
-    steps: int | None,
+    steps: Steps | None,
     sampler: str | Sampler,
     guidance: Sequence[str | Guidance] = (),
     precision: Literal["float32", "bfloat16"] | None = None,
@@ -166,7 +168,7 @@ def prepare(
 ) -> Request:
     """Build sampler, chain and guidances. Component specs are text as on the command line, or ready objects.
 
-    steps: None for `default_steps`. precision: bfloat16 is autocast around the networks, the guiding ones too; None
+    steps: as for `generate`; None for `default_steps`. precision: bfloat16 is autocast around the networks, the guiding ones too; None
     leaves them as they are. kind: what the model must be. x_0 is clamped to [-1, 1], unless a guidance of the stage
     "clip" is given. Raises UsageError for what does not go together.
     """
@@ -184,9 +186,11 @@ def prepare(
     models = [model, *(value for g in guidances for value in vars(g).values() if isinstance(value, Model))]
     if not any(getattr(g, "stage", None) == "clip" for g in guidances):
         guidances.append(Clip())
-    T = model.schedule.num_timesteps
+    schedule = model.schedule
     try:
-        chain = Chain(model.schedule, timesteps_for(rule, T, default_steps(rule, T) if steps is None else steps))
+        chain = Chain(
+            schedule, timesteps_for(rule, schedule, default_steps(rule, schedule) if steps is None else steps)
+        )
         denoiser = guide(model, *guidances)
     except ValueError as error:
         raise UsageError(f"{error}.") from error

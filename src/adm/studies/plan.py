@@ -13,7 +13,7 @@ import torch
 from adm.data import Dataset
 from adm.data._loader import CACHE_BYTES
 from adm.runtime.device import available_memory
-from adm.runtime.memory import container_left, resident_bytes
+from adm.runtime.memory import container_left
 from adm.runtime.text import num_bytes
 from adm.studies._plan_probe import STEPS, WARM_UP, Probe, ProbeFailed, probe_training
 from adm.training.build import make_loader
@@ -153,12 +153,12 @@ def measured(
         notes.append(f"time and memory of a step are scaled from steps of {few} and {tried} images")
     plan = replace(plan, probe=large, step_seconds=step, notes=tuple(notes))
     if plan.available is not None:
-        budget = ruler.shapes(int(USABLE * plan.available) - overhead(device))
+        budget = ruler.shapes(int(USABLE * plan.available) - large.base)
         plan = replace(plan, fits=microbatch_that_fits(config, budget), largest=largest_batch(config, budget))
         if plan.fits is not None:
             plan = checked(plan, ruler, large.step_seconds / tried, out, on_stage)
     whole = config if plan.fits is None or plan.fits >= plan.cost.microbatch else scaled(config, wanted, plan.fits)
-    memory = ruler.real(training_cost(whole).peak) + overhead(device) + kept_images(config, dataset, device)
+    memory = ruler.real(training_cost(whole).peak) + large.base + kept_images(config, dataset, device)
     on_stage("reading images")
     return replace(plan, memory=memory, parts=time_of(plan, large, dataset, measuring))
 
@@ -291,11 +291,6 @@ def memory_left(device: torch.device) -> int | None:
     """Bytes that a new process could have on the device, within the limit of the container; None where nobody says."""
     known = [available_memory(device)] + ([container_left()] if device.type == "cpu" else [])
     return min((left for left in known if left is not None), default=None)
-
-
-def overhead(device: torch.device) -> int:
-    """What a run's process takes before its work begins, which is what this one takes; a CPU's memory alone has it."""
-    return (resident_bytes() or 0) if device.type == "cpu" else 0
 
 
 def scaled(config: TrainConfig, batch: int, microbatch: int | None = None) -> TrainConfig:
