@@ -191,7 +191,7 @@ def test_the_grid_is_made_of_timesteps_of_the_schedule(spec):
     schedule = Shrink.schedule
     for links in (1, 5, 50):
         timesteps = timesteps_for(sampler(spec), schedule, links)
-        assert len(set(timesteps)) == links and 0 <= min(timesteps) and max(timesteps) < 1000
+        assert len(set(timesteps)) == links and min(timesteps) >= 0 and max(timesteps) < 1000
         assert links == 1 or min(timesteps) == 0
     with pytest.raises(ValueError, match="1001"):
         timesteps_for(sampler(spec), schedule, 1001)

@@ -7,7 +7,7 @@ shorter chain has its own beta, while the network is still asked at the original
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import overload
 
 import torch
@@ -82,8 +82,8 @@ class Link:
         return self._map(lambda values: values.to(device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Link:
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: change(value) for name, value in tensors.items()})
+        tensors = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Link(**tensors, schedule=self.schedule)
 
 
 class Chain(Sequence[Link]):

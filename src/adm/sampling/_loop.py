@@ -94,7 +94,7 @@ def fresh(denoiser: Denoiser) -> Denoiser:
 
 
 def timesteps_for(sampler: Sampler, schedule: Schedule, steps: Steps) -> list[int | float]:
-    """The timesteps of a chain for this sampler: of a number, its own grid, or `spaced(T, N)`; else as `timesteps_of`."""
+    """The timesteps of a chain for this sampler: N means its own grid, or `spaced(T, N)`; all else `timesteps_of`."""
     if isinstance(steps, str) and steps.strip().isdecimal():
         steps = int(steps)
     if not isinstance(steps, int):

@@ -39,9 +39,10 @@ class Probe:
     """What was measured.
 
     images: in a step. step_seconds: median of the steps, which `num_steps` were. peak: bytes; on a CPU what the process
-    took beyond what it takes before the work begins, elsewhere what torch had allocated. reserved: what its allocator
-    had taken for that. base: what a CPU's process took before. start_seconds: until the first step began, and what that
-    took longer than others. Of training alone: grid_seconds (a sample grid), save_seconds (a checkpoint), validation_seconds (one image at one noise level).
+    took beyond `base`, what it took before the work began; elsewhere what torch had allocated. reserved: what its
+    allocator had taken for that. start_seconds: until the first step began, and what that took longer than others. Of
+    training alone: grid_seconds (a sample grid), save_seconds (a checkpoint), validation_seconds (one image at one
+    noise level).
     """
 
     images: int

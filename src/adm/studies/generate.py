@@ -105,10 +105,9 @@ def generate(
 
     model: what `adm.load` takes, or a model. labels: class names or numbers, one for each image; n is their number,
     or num, and then they are taken in turn. steps: a number of links, a grid ("karras:10", "ddim25", "10,10,15") or
-    timesteps; None takes those that were released with a preset for this sampler,
-    else 250 of ddpm and 50 of others. guidance: specs or objects; "classifier" alone means the preset's classifier and
-    its scale. Image k depends on seed + k. x_0 is clamped to [-1, 1], unless a guidance of the stage "clip" is given.
-    Raises UsageError.
+    timesteps; None takes those that were released with a preset for this sampler, else 250 of ddpm, 50 of ddim and 25
+    of others. guidance: specs or objects; "classifier" alone means the preset's classifier and its scale. Image k
+    depends on seed + k. x_0 is clamped to [-1, 1], unless a guidance of the stage "clip" is given. Raises UsageError.
     """
     if isinstance(model, DiffusionModel):
         choice = choose(None, "a model that is passed as an object", sampler, steps, guidance)
@@ -168,9 +167,9 @@ def prepare(
 ) -> Request:
     """Build sampler, chain and guidances. Component specs are text as on the command line, or ready objects.
 
-    steps: as for `generate`; None for `default_steps`. precision: bfloat16 is autocast around the networks, the guiding ones too; None
-    leaves them as they are. kind: what the model must be. x_0 is clamped to [-1, 1], unless a guidance of the stage
-    "clip" is given. Raises UsageError for what does not go together.
+    steps: as for `generate`; None for `default_steps`. precision: bfloat16 is autocast around the networks, the guiding
+    ones too; None leaves them as they are. kind: what the model must be. x_0 is clamped to [-1, 1], unless a guidance
+    of the stage "clip" is given. Raises UsageError for what does not go together.
     """
     _CHECKS[kind](model, "the model")
     rule: Sampler = lookup.build("sampling", sampler) if isinstance(sampler, str) else sampler
