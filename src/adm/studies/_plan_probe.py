@@ -6,6 +6,7 @@ work needs; and a process that is killed for its memory has not killed the comma
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import json
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from adm.runtime.config import to_dict
+from adm.runtime.errors import AdmError
 from adm.runtime.memory import peak_bytes, resident_bytes
 from adm.training.config import ClassifierTraining, TrainConfig, UpsamplerTraining, parse_config
 
@@ -114,13 +116,17 @@ def main() -> None:
 
 
 def _training(request: Mapping[str, Any], device: torch.device) -> Probe:
-    from adm.data import Batch
+    from adm.data import Batch, open_dataset
     from adm.training.build import new_model
     from adm.training.trainer import Trainer
 
     config = parse_config(request["config"], "the probe")
+    for module in ("adm.training.run", "torch.utils.tensorboard.writer", "PIL.Image"):  # what a run has loaded by then
+        importlib.import_module(module)
+    if not Path(config.data.path).exists():  # a named data set brings a library of its own
+        with contextlib.suppress(AdmError):
+            open_dataset(config.data.path)
     memory = _Memory(device)
-    importlib.import_module("torch.utils.tensorboard.writer")  # a run has it too, but not whoever plans it
     started = time.monotonic()
     trainer = Trainer(new_model(config, (), device), config)
     n = config.loop.batch_size
