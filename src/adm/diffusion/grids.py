@@ -1,0 +1,87 @@
+"""Timestep grids: at which noise levels a chain asks the network.
+
+A grid is a list of timesteps, rising, whole or real; `Chain` takes any. A real t lies between two entries of the
+schedule's table: networks were trained on whole ones, but rounding would cost high-order rules their order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from adm.diffusion.schedule import Schedule, spaced, strided
+
+__all__ = ["GRIDS", "Steps", "karras", "log_snr", "timesteps_of"]
+
+Steps = int | str | Sequence[int | float]
+"""A number of links, a grid as text ("karras:10", "ddim25", "10,10,15"), or the timesteps themselves."""
+
+LARGEST_RATIO = math.exp(5.1)
+"""Where grids over noise levels begin, as the noise-to-signal ratio: the cosine schedule goes on to 2e4 in two steps,
+where x is noise alone; the bound is that of DPM-Solver's authors for it, and the linear schedule ends below it."""
+
+
+def log_snr(schedule: Schedule, num: int) -> list[float]:
+    """Timesteps evenly apart in the log of the signal-to-noise ratio (DPM-Solver, Lu et al. 2022, section 3.4)."""
+    low, high = _range(schedule, num)
+    return _between(schedule, torch.linspace(math.log(low), math.log(high), num, dtype=torch.float64).exp())
+
+
+def karras(schedule: Schedule, num: int, rho: float = 7.0) -> list[float]:
+    """Timesteps evenly apart in sigma^(1 / rho), sigma the noise-to-signal ratio (EDM Eq. 5)."""
+    low, high = _range(schedule, num)
+    return _between(schedule, torch.linspace(low ** (1 / rho), high ** (1 / rho), num, dtype=torch.float64) ** rho)
+
+
+def _even(schedule: Schedule, num: int) -> list[int]:
+    return spaced(schedule.num_timesteps, num)
+
+
+def _strided(schedule: Schedule, num: int) -> list[int]:
+    return strided(schedule.num_timesteps, num)
+
+
+GRIDS: Mapping[str, Callable[[Schedule, int], Sequence[int | float]]] = {
+    "even": _even,
+    "strided": _strided,
+    "log-snr": log_snr,
+    "karras": karras,
+}
+"""By the name that they have in text."""
+
+
+def timesteps_of(schedule: Schedule, steps: str | Sequence[int | float]) -> list[int | float]:
+    """The timesteps of a grid as text: NAME:N with a name of GRIDS, ddimN as released, or counts of equal sections,
+    10,10,15. Timesteps themselves are passed on. Raises ValueError for what is none of these."""
+    if not isinstance(steps, str):
+        return list(steps)
+    name, colon, number = steps.replace("_", "-").strip().partition(":")
+    if colon:
+        if name not in GRIDS or not number.strip().isdecimal():
+            raise ValueError(
+                f"steps {steps!r}: write a grid and a number, such as karras:10; grids: {', '.join(GRIDS)}"
+            )
+        return list(GRIDS[name](schedule, int(number)))
+    if name.startswith("ddim"):
+        return list(strided(schedule.num_timesteps, name))
+    if not all(part.strip().isdecimal() for part in name.split(",")):
+        raise ValueError(f"steps {steps!r}: write a number, sections 10,10,15, ddim25, or a grid such as karras:10")
+    return list(spaced(schedule.num_timesteps, name))
+
+
+def _range(schedule: Schedule, num: int) -> tuple[float, float]:
+    """(smallest, largest) noise-to-signal ratio of a grid; a single step is taken from the largest."""
+    if not 1 <= num <= schedule.num_timesteps:
+        raise ValueError(f"cannot take {num} of {schedule.num_timesteps} timesteps: use 1 to {schedule.num_timesteps}")
+    table = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt()
+    top = float(table[table <= LARGEST_RATIO][-1]) if bool((table <= LARGEST_RATIO).any()) else float(table[0])
+    return (float(table[0]) if num > 1 else top), top
+
+
+def _between(schedule: Schedule, ratios: torch.Tensor) -> list[float]:
+    """Real timesteps of these ratios; the ends, which are entries of the table, exactly."""
+    times = schedule.time_at(ratios)
+    near = times.round()
+    return torch.where((times - near).abs() < 1e-9, near, times).tolist()
