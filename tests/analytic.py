@@ -67,6 +67,12 @@ class MixtureClassifier:
         self.denoiser = denoiser
         self.classes = torch.tensor(classes)
 
+    def __call__(self, x_t: Tensor, t: Time) -> Tensor:
+        """Logits (N, K): the log posterior of each class."""
+        r = self.denoiser.responsibilities(x_t, t)
+        members = [self.classes == k for k in range(int(self.classes.max()) + 1)]
+        return torch.stack([r[:, member].sum(-1).log() for member in members], dim=1).to(x_t.dtype)
+
     def log_prob(self, x_t: Tensor, t: Time, label: Tensor) -> Tensor:
         r = self.denoiser.responsibilities(x_t, t)
         member = (self.classes[None, :] == label[:, None]).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -9,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from adm.runtime import _disk
@@ -64,6 +66,74 @@ def disk_error(number: int) -> Fault:
 
 
 ENOSPC, EIO = disk_error(errno.ENOSPC), disk_error(errno.EIO)
+
+
+class SmallDisk:
+    """A disk of so many bytes below a directory: what does not fit is not written, and what is removed gives space.
+
+    Counts what goes through the module of operations, and what lies there already.
+    """
+
+    def __init__(self, directory: Path, size: int) -> None:
+        self.directory, self.size = directory, size
+
+    def used(self) -> int:
+        return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        write, free = _disk.write, _disk.free_bytes
+
+        def limited(fd: int, data: bytes | memoryview) -> int:
+            space = self.size - self.used()
+            if space <= 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(fd, bytes(data)[:space])
+
+        _disk.write, _disk.free_bytes = limited, lambda path: max(0, self.size - self.used())
+        try:
+            yield
+        finally:
+            _disk.write, _disk.free_bytes = write, free
+
+
+class Tmpfs:
+    """A file system of so many bytes on a directory, seen by this process and its children alone."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        self.directory, self.size = directory, size
+
+    def __enter__(self) -> Tmpfs:
+        """PermissionError where the system does not allow it."""
+        self.directory.mkdir()
+        try:
+            self._call("unshare", 0x20000)  # CLONE_NEWNS
+            self._call("mount", b"none", b"/", None, 0x44000, None)  # MS_PRIVATE | MS_REC
+            self._mount(0)
+        except OSError:
+            self.directory.rmdir()
+            raise
+        return self
+
+    def grow(self) -> None:
+        self.size = 1 << 28
+        self._mount(0x20)  # MS_REMOUNT
+
+    def __exit__(self, *_: object) -> None:
+        self._call("umount2", os.fsencode(self.directory), 2)  # MNT_DETACH
+        self.directory.rmdir()
+
+    def _mount(self, flags: int) -> None:
+        self._call("mount", b"tmpfs", os.fsencode(self.directory), b"tmpfs", flags, f"size={self.size}".encode())
+
+    @staticmethod
+    def _call(name: str, *args: Any) -> None:
+        try:
+            function = getattr(ctypes.CDLL(None, use_errno=True), name)
+        except AttributeError as error:  # another system than Linux
+            raise PermissionError(errno.EPERM, "no such call") from error
+        if function(*args):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def in_child(run: Callable[[], object]) -> int:

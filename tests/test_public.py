@@ -9,10 +9,13 @@ import adm
 from adm.runtime import lookup
 
 NAMES = {
+    *("AdaptiveProjectedGuidance", "Autoguidance", "ClassifierFreeGuidance", "DynamicThreshold", "EpsilonScaling"),
+    *("DPMSolver2M", "DPMSolver3M", "DPMSolverSDE", "Euler", "Heun", "IPNDM", "UniPC"),
+    *("CleanClassifierGuidance", "Interval", "LossGuidance", "PerturbedAttention"),
     *("Chain", "Condition", "DDIM", "DDPM", "ClassifierGuidance", "Clip", "Denoiser", "DiffusionModel", "Features"),
     *("Guidance", "Link", "LossTerms", "Metric", "Noise", "NoisyClassifier", "Objective", "Prediction"),
     *("RecordedNoise", "Sampler", "Schedule", "SeededNoise", "State", "Statistics", "convert", "cosine", "generate"),
-    *("guide", "linear", "load", "sample", "spaced", "strided", "Evaluator", "evaluate", "edm", "flow"),
+    *("guide", "linear", "load", "sample", "spaced", "strided", "Evaluator", "evaluate", "edm", "flow", "upsample"),
 }
 
 

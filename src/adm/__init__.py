@@ -19,15 +19,32 @@ if TYPE_CHECKING:
     from adm.diffusion.prediction import Prediction
     from adm.diffusion.schedule import Schedule, cosine, edm, flow, linear, spaced, strided
     from adm.guidance import Guidance, guide
+    from adm.guidance.apg import AdaptiveProjectedGuidance
+    from adm.guidance.autoguidance import Autoguidance
     from adm.guidance.classifier import ClassifierGuidance
+    from adm.guidance.classifier_free import ClassifierFreeGuidance
+    from adm.guidance.clean_classifier import CleanClassifierGuidance
     from adm.guidance.clip import Clip
+    from adm.guidance.dynamic_threshold import DynamicThreshold
+    from adm.guidance.epsilon_scaling import EpsilonScaling
+    from adm.guidance.interval import Interval
+    from adm.guidance.loss import LossGuidance
+    from adm.guidance.perturbed_attention import PerturbedAttention
     from adm.metrics import Features, Metric, Statistics
     from adm.metrics._evaluator import Evaluator
     from adm.sampling import Noise, RecordedNoise, Sampler, SeededNoise, State, sample
     from adm.sampling.ddim import DDIM
     from adm.sampling.ddpm import DDPM
+    from adm.sampling.dpm_solver_2m import DPMSolver2M
+    from adm.sampling.dpm_solver_3m import DPMSolver3M
+    from adm.sampling.dpm_solver_sde import DPMSolverSDE
+    from adm.sampling.euler import Euler
+    from adm.sampling.heun import Heun
+    from adm.sampling.ipndm import IPNDM
+    from adm.sampling.unipc import UniPC
     from adm.studies.evaluation import evaluate
     from adm.studies.generate import generate
+    from adm.studies.upsample import upsample
     from adm.training.objectives import Objective
 
 _HOMES = {
@@ -63,6 +80,7 @@ _HOMES = {
     "sample": "adm.sampling",
     "spaced": "adm.diffusion.schedule",
     "strided": "adm.diffusion.schedule",
+    "upsample": "adm.studies.upsample",
 }
 
 _COMPONENT_ROOMS = ("adm.sampling", "adm.guidance")
@@ -71,21 +89,36 @@ _COMPONENT_ROOMS = ("adm.sampling", "adm.guidance")
 __all__ = [
     "DDIM",
     "DDPM",
+    "IPNDM",
+    "AdaptiveProjectedGuidance",
+    "Autoguidance",
     "Chain",
+    "ClassifierFreeGuidance",
     "ClassifierGuidance",
+    "CleanClassifierGuidance",
     "Clip",
     "Condition",
+    "DPMSolver2M",
+    "DPMSolver3M",
+    "DPMSolverSDE",
     "Denoiser",
     "DiffusionModel",
+    "DynamicThreshold",
+    "EpsilonScaling",
+    "Euler",
     "Evaluator",
     "Features",
     "Guidance",
+    "Heun",
+    "Interval",
     "Link",
+    "LossGuidance",
     "LossTerms",
     "Metric",
     "Noise",
     "NoisyClassifier",
     "Objective",
+    "PerturbedAttention",
     "Prediction",
     "RecordedNoise",
     "Sampler",
@@ -93,6 +126,7 @@ __all__ = [
     "SeededNoise",
     "State",
     "Statistics",
+    "UniPC",
     "convert",
     "cosine",
     "edm",
@@ -105,6 +139,7 @@ __all__ = [
     "sample",
     "spaced",
     "strided",
+    "upsample",
 ]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 import adm
 from adm.data import SampleSet
+from adm.runtime import lookup
 from adm.runtime.randomness import MAX_SEED
 
 STEPS = ["--steps", "2", "--device", "cpu"]
@@ -30,7 +32,8 @@ def test_a_directory_holds_the_images_that_generate_makes_their_labels_and_the_r
     result = adm_command("sample", "model", "--out", out, "--labels", "3,7*2", "--num", 5, "--seed", 40, *STEPS)
     assert (result.code, result.err) == (0, "")
     assert result.out.strip().endswith("set-overview.png)") and str(out) in result.out
-    assert sorted(p.name for p in out.iterdir()) == [*(f"00000{k}.png" for k in range(5)), "labels.csv", "request.json"]
+    documents = ["cost.json", "labels.csv", "request.json"]
+    assert sorted(p.name for p in out.iterdir()) == [*(f"00000{k}.png" for k in range(5)), *documents]
     wanted = [3, 7, 7, 3, 7]
     assert rows(out) == [
         {"file": f"00000{k}.png", "label": str(label), "class": str(label), "seed": str(40 + k)}
@@ -47,7 +50,8 @@ def test_a_directory_holds_the_images_that_generate_makes_their_labels_and_the_r
 def test_an_npz_has_openais_layout(runs, tmp_path, adm_command):
     out = tmp_path / "x.npz"
     result = adm_command("sample", "model", "--out", out, "--labels", "1,2", *STEPS)
-    assert (result.code, result.err, result.out.strip()) == (0, "", str(out))
+    assert (result.code, result.err) == (0, "")
+    assert result.out == f"{out} (2 images; 2 network evaluations an image)\n"
     with np.load(out, allow_pickle=False) as arrays:
         assert sorted(arrays) == ["arr_0", "arr_1"]
         np.testing.assert_array_equal(arrays["arr_0"], adm.generate("model", [1, 2], steps=2, sampler="ddpm"))
@@ -158,6 +162,7 @@ def test_a_request_without_images_yet_gives_way(runs, tmp_path, adm_command):
     (tmp_path / "s" / "labels.csv").unlink()
     assert adm_command(*words, "--seed", 7).code == 0
     assert [row["seed"] for row in rows(tmp_path / "s")] == ["7"]
+    assert costs(tmp_path / "s")["images"] == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -254,7 +259,8 @@ def test_what_a_killed_process_leaves_behind_does_not_block_the_set(runs, tmp_pa
     (out / ".000001.png.partial-0badc0de").write_bytes(b"half")
     (out / "000001.png").unlink()
     assert adm_command(*command).code == 0
-    assert sorted(p.name for p in out.iterdir()) == ["000000.png", "000001.png", "labels.csv", "request.json"]
+    names = ["000000.png", "000001.png", "cost.json", "labels.csv", "request.json"]
+    assert sorted(p.name for p in out.iterdir()) == names
 
 
 def test_labels_follow_a_set_that_grew_and_was_killed_before_they_were_written(runs, tmp_path, adm_command):
@@ -318,9 +324,99 @@ class TestOfARunThatTrainsOn:
         assert adm_command("sample", run / "checkpoints" / "step-00000002", *words).code == 0
 
 
-def test_the_last_line_counts_and_names_the_overview(runs, tmp_path, adm_command):
+def test_the_last_line_counts_says_the_cost_and_names_the_overview(runs, tmp_path, adm_command):
     result = adm_command("sample", "model", "--out", tmp_path / "s", "--num", 1, *STEPS)
-    assert result.out == f"{tmp_path / 's'} (1 image; overview: {tmp_path / 's-overview.png'})\n"
+    said = "2 network evaluations an image"
+    assert result.out == f"{tmp_path / 's'} (1 image; {said}; overview: {tmp_path / 's-overview.png'})\n"
+    words = ["--guidance", "classifier:classifier=guide,scale=2", "--sampler", "heun"]
+    guided = adm_command("sample", "unconditional", "--out", tmp_path / "g", "--num", 1, *STEPS, *words)
+    assert "; 3 network and 3 classifier evaluations an image, 3 with gradients; overview" in guided.out
+
+
+def costs(directory):
+    return json.loads((directory / "cost.json").read_text())
+
+
+def test_what_images_cost_lies_beside_them_and_grows_with_the_set(runs, tmp_path, adm_command):
+    out = tmp_path / "s"
+    words = ["sample", "model", "--out", out, "--guidance", "autoguidance:model=unconditional", *STEPS, "--num"]
+    assert adm_command(*words, 3).code == 0
+    each = {"network": 4.0, "classifier": 0.0, "gradients": 0.0}
+    assert costs(out) == {"images": 3, **each}
+    assert adm_command(*words, 5).code == 0
+    assert costs(out) == {"images": 5, **each}
+    (out / "000001.png").unlink()
+    again = adm_command(*words, 5)
+    assert costs(out) == {"images": 5, **each} and "; 4 network evaluations an image; overview" in again.out
+    (out / "cost.json").unlink()  # a set from before there were such files
+    (out / "000002.png").unlink()
+    assert adm_command(*words, 5).code == 0
+    assert costs(out) == {"images": 1, **each}
+    (out / "cost.json").write_text("{")
+    assert adm_command(*words, 6).code == 0
+    assert costs(out) == {"images": 1, **each}
+
+
+def test_images_of_different_cost_are_averaged(tmp_path):
+    image = np.zeros((2, 2, 1), np.uint8)
+    for numbers, network, mean in (([0, 1], 10.0, 10.0), ([2], 16.0, 12.0)):
+        with SampleSet.open(tmp_path / "s", {}) as samples:
+            for k in numbers:
+                samples.add(k, image)
+            samples.add_cost(len(numbers), {"network": network})
+            assert samples.cost() == {"images": numbers[-1] + 1, "network": mean}
+
+
+def test_a_grid_is_recorded_and_another_one_refused_by_name(runs, tmp_path, adm_command):
+    out = tmp_path / "s"
+    words = ["sample", "model", "--out", out, "--num", 1, "--device", "cpu", "--sampler", "dpm_solver_2m", "--steps"]
+    assert adm_command(*words, "karras:5").code == 0
+    request = json.loads((out / "request.json").read_text())
+    timesteps = adm.DPMSolver2M().timesteps(adm.load("model").schedule, 5)  # log-SNR
+    assert (request["steps"], request["grid"]) == (5, "karras:5") and request["timesteps"] != timesteps
+    assert adm_command(*words, "KARRAS: 5").code == 0
+    for other, said in (("even:5", "grid=karras:5, you asked for even:5"), ("5", "grid=karras:5"), ("6", "steps=5")):
+        result = adm_command(*words, other)
+        assert result.code == 2 and f"was made with {said}" in result.problem
+
+
+def test_a_plain_number_is_recorded_as_ever_and_old_sets_continue(runs, tmp_path, adm_command):
+    out = tmp_path / "s"
+    guidance = ["--guidance", "classifier:classifier=guide"]
+    words = ["sample", "unconditional", "--out", out, "--sampler", "ddim", *guidance, "--device", "cpu"]
+    assert adm_command(*words, "--num", 1, "--steps", 5).code == 0
+    request = json.loads((out / "request.json").read_text())
+    assert request["steps"] == 5 and "grid" not in request and "timesteps" not in request
+    request["guidance"] = ["classifier:classifier=guide,scale=1.0"]  # before there was a temperature
+    (out / "request.json").write_text(json.dumps(request))
+    for same in ("5", "strided:5", "ddim5"):
+        assert adm_command(*words, "--num", 2, "--steps", same).code == 0
+    other = adm_command(*words[:-4], "--guidance", "classifier:classifier=guide,temperature=2", "--steps", 5)
+    assert other.code == 2 and "was made with guidance=" in other.problem
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ("karas:5", "no grid 'karas'; did you mean 'karras'"),
+        ("five", "Write 50, sections 10,10,15, ddim25, or a grid"),
+        ("nothing.json", "nothing.json: no such file. Give one that adm study fit_timesteps wrote"),
+        ("0", "cannot take 0 of 1000 timesteps"),
+    ],
+)
+def test_steps_that_are_none_are_refused_in_a_line(steps, says, runs, tmp_path, adm_command):
+    for command in (["sample", "model", "--out", tmp_path / "s"], ["plan", "sample", "model", "--no-probe"]):
+        result = adm_command(*command, "--steps", steps, "--device", "cpu")
+        assert result.code == 2 and says in result.problem
+
+
+def test_help_names_every_sampler_and_guidance_that_there_is(adm_command):
+    for command in ("sample", "upsample"):
+        text = adm_command(command, "--help").out
+        for room in ("sampling", "guidance"):
+            for name in lookup.available(room):
+                claim = (lookup.find(room, name).__doc__ or "").split()[:3]
+                assert re.search(rf"^  {name} +{re.escape(' '.join(claim))}", text, re.MULTILINE), name
 
 
 def test_steps_that_are_not_given_are_chosen_and_said(runs, tmp_path, adm_command):
@@ -337,7 +433,7 @@ def test_guidance_is_recorded_in_full(runs, tmp_path, adm_command):
     words = ["sample", "model", "--num", 1, *STEPS, "--guidance", "classifier:classifier=guide", "--out"]
     assert adm_command(*words, tmp_path / "s").code == 0
     request = json.loads((tmp_path / "s" / "request.json").read_text())
-    assert request["guidance"] == ["classifier:classifier=guide,scale=1.0"]
+    assert request["guidance"] == ["classifier:classifier=guide,scale=1.0,temperature=1.0"]
 
 
 def test_guidance_without_a_known_classifier_says_what_to_write(runs, tmp_path, adm_command):

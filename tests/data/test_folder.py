@@ -245,7 +245,7 @@ def test_the_fingerprint_is_over_contents_labels_and_classes_not_over_place_or_t
 
 
 def test_progress_counts_every_file_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("adm.data._decoding_scan.THREADS", 1)
+    monkeypatch.setattr("adm.data._scan_threads.THREADS", 1)
     put(tmp_path, *(f"{k}.png" for k in range(150)))
     calls = []
     Folder(tmp_path, progress=lambda done, total: calls.append((done, total)))

@@ -291,6 +291,25 @@ def test_a_read_that_does_not_end_is_named(paths, named, workers):
     assert time.monotonic() - started < 5
 
 
+def test_without_workers_a_read_that_does_not_end_is_named_once_and_waited_for():
+    data, lines = Hanging(), []
+    read_by = set()
+    image = data.image
+    data.image = lambda i: read_by.add(threading.get_ident()) or image(i)
+
+    def on_hang(line):
+        lines.append(line)
+        threading.Timer(0.6, data.back.set).start()  # more than the patience later
+
+    loader = Loader(data, 8, 4, cache_bytes=0, patience=0.4)
+    seen = [batch.index for batch, _ in zip(loader.batches(on_hang=on_hang), range(NUM // 4 + 1), strict=False)]
+    assert 7 in torch.cat(seen)
+    (line,) = lines
+    assert line.startswith("image 7 of 'numbered' has not been read for 0.4 s, and is waited for: is its disk")
+    assert read_by == {threading.get_ident()}  # a data set may be bound to the thread that opened it
+    assert not [thread for thread in threading.enumerate() if thread.name == "adm-data-watch" and thread.is_alive()]
+
+
 def test_reads_that_are_slow_together_are_waited_for():
     data = Numbered()
     image = data.image

@@ -108,6 +108,56 @@ def test_the_gradient_of_a_network_is_that_of_differences():
     assert not found.requires_grad and all(p.grad is None for p in classifier.parameters())
 
 
+class TestTemperature:
+    """A network that is a matrix: grad log p(y | x) = (W_y - sum_k p_k W_k) / T with p the softmax of W x / T."""
+
+    W = torch.tensor([[0.5, -1.0], [2.0, 0.3], [-0.7, 1.5]], dtype=F64)
+    X = torch.tensor([[0.3, -0.8], [1.2, 0.1], [-0.4, 0.9]], dtype=F64).reshape(3, 2, 1, 1)
+
+    class Matrix(torch.nn.Module):
+        def forward(self, x, t):
+            return x.flatten(1) @ TestTemperature.W.T
+
+    def gradient(self, **options):
+        guidance = adm.ClassifierGuidance(adm.NoisyClassifier(self.Matrix(), SCHEDULE), **options)
+        return gradient(adm.guide(MIXTURE, guidance), self.X, cond=adm.Condition(label=[0, 2, -1])).flatten(1)
+
+    @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+    def test_it_divides_the_logits(self, temperature):
+        p = torch.softmax(self.X.flatten(1) @ self.W.T / temperature, dim=1)
+        exact = (self.W[[0, 2, 0]] - p @ self.W) / temperature
+        exact[2] = 0  # no label
+        torch.testing.assert_close(self.gradient(temperature=temperature, scale=2.0), 2 * exact)
+
+    def test_1_is_the_classifier_as_it_is_to_the_bit(self):
+        assert torch.equal(self.gradient(temperature=1.0), self.gradient())
+        classifier = network_classifier()
+        x = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
+        leaf = x.clone().requires_grad_()
+        log_prob = classifier(leaf, 100).log_softmax(-1).gather(1, LABEL[:, None]).sum()
+        assert torch.equal(classifier.grad_log_prob(x, 100, LABEL), torch.autograd.grad(log_prob, leaf)[0])
+
+    def test_a_classifier_without_one_is_taken_at_1_alone(self):
+        assert not isinstance(adm.guide(MIXTURE, adm.ClassifierGuidance(CLASSIFIER, temperature=1.0)), type(MIXTURE))
+        with pytest.raises(ValueError, match="of a MixtureClassifier takes no temperature: leave it at 1, or give"):
+            adm.ClassifierGuidance(CLASSIFIER, temperature=0.5)
+
+    def test_one_that_takes_anything_is_given_it(self):
+        class Anything:
+            schedule = SCHEDULE
+
+            def grad_log_prob(self, x_t, t, label, **options):
+                return torch.full_like(x_t, options["temperature"])
+
+        found = gradient(adm.guide(MIXTURE, adm.ClassifierGuidance(Anything(), 2.0, temperature=0.25)))
+        assert torch.equal(found, torch.full_like(X, 0.5))
+
+    @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+    def test_it_must_be_a_positive_number(self, temperature):
+        with pytest.raises(ValueError, match="choose a positive number"):
+            adm.ClassifierGuidance(network_classifier(), temperature=temperature)
+
+
 def test_a_label_is_needed_when_the_gradient_is():
     guided = adm.guide(MIXTURE, adm.ClassifierGuidance(CLASSIFIER))
     with pytest.raises(ValueError, match=r"which class: give Condition\(label=...\)"):

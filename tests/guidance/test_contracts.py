@@ -14,16 +14,42 @@ from analytic import MixtureClassifier, MixtureDenoiser
 
 F64 = torch.float64
 SCHEDULE = adm.cosine(1000)
-MIXTURE = MixtureDenoiser(
+
+
+class Perturbable(MixtureDenoiser):
+    """Whose attention, if it had any, would keep the components apart: without, they are wider."""
+
+    def with_identity_attention(self, layers):
+        return MixtureDenoiser(self.schedule, self.means, 4 * self.variances, self.weights)
+
+
+MIXTURE = Perturbable(
     SCHEDULE,
     torch.tensor([[-0.9, 0.1], [0.9, 0.6], [0.2, -0.9]], dtype=F64),
     torch.tensor([0.04, 0.09, 0.02]),
     torch.tensor([0.5, 0.3, 0.2]),
 )
 CLASSIFIER = MixtureClassifier(MIXTURE, [0, 0, 1])
-MODELS = {"classifier": CLASSIFIER, "denoiser": MIXTURE, "model": MIXTURE}
-"""Arguments for those that need a model, by the names that such arguments have."""
-VARIANTS = {"clip": ["clip:after=true"], "classifier": ["classifier:scale=3.5"]}
+WIDER = MixtureDenoiser(SCHEDULE, MIXTURE.means, 2 * MIXTURE.variances, MIXTURE.weights)
+MODELS = {
+    "classifier": CLASSIFIER,
+    "denoiser": MIXTURE,
+    "function": lambda x0: x0.square().flatten(1).sum(1),
+    "model": WIDER,
+    "of": adm.ClassifierFreeGuidance(2.0, WIDER),
+}
+"""Arguments for those that need a model or a function, by the names that such arguments have."""
+VARIANTS = {
+    "apg": ["apg:parallel=0.5,norm=0.3,momentum=-0.5"],
+    "autoguidance": ["autoguidance:weight=0.5"],
+    "classifier_free": ["classifier_free:model=none,weight=1.5"],
+    "dynamic_threshold": ["dynamic_threshold:after=true"],
+    "epsilon_scaling": ["epsilon_scaling:factor=1.02,slope=1e-5"],
+    "interval": ["interval:low=0.3,high=5"],
+    "clip": ["clip:after=true"],
+    "classifier": ["classifier:scale=3.5"],
+    "clean_classifier": ["clean_classifier:jacobian=identity,tau2=1"],
+}
 SPECS = [spec for name in lookup.available("guidance") for spec in (name, *VARIANTS.get(name, []))]
 
 pytestmark = pytest.mark.parametrize("spec", SPECS)
@@ -62,6 +88,9 @@ def test_the_schedule_the_device_and_the_size_are_those_of_the_model(spec):
 
         def __call__(self, x_t, t, cond=adm.Condition()):
             return MIXTURE(x_t, t)
+
+        def with_identity_attention(self, layers):
+            return self
 
     guided = guidance(spec)(Model())
     assert guided.schedule is SCHEDULE
@@ -110,6 +139,13 @@ def test_scale_0_is_neutral_to_the_bit(spec):
         assert torch.equal(a, b)
 
 
+def test_weight_1_is_the_denoiser_itself(spec):
+    if "weight" not in inspect.signature(type(guidance(spec))).parameters:
+        pytest.skip("has no weight")
+    off = lookup.build("guidance", f"{spec.partition(':')[0]}:weight=1", given=MODELS)
+    assert off(MIXTURE) is MIXTURE
+
+
 @pytest.mark.parametrize("other", SPECS)
 def test_stages_and_not_the_order_of_arguments_decide(spec, other):
     first, second = guidance(spec), guidance(other)
@@ -124,8 +160,8 @@ def test_stages_and_not_the_order_of_arguments_decide(spec, other):
         assert torch.equal(a, b)
 
 
-def test_among_all_the_others_the_stages_decide_too(spec):
-    made = [guidance(s) for s in SPECS]
+def test_beside_one_of_each_stage_it_finds_its_place(spec):
+    made = [guidance(s) for s in dict.fromkeys(["epsilon_scaling", "clip", "classifier", "clip:after=true", spec])]
     by_hand = MIXTURE
     for one in sorted(made, key=lambda one: STAGES.index(one.stage)):
         by_hand = one(by_hand)

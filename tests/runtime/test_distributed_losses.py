@@ -93,6 +93,36 @@ def test_a_process_that_is_killed_ends_all_and_is_named(number: int, phase: str)
         assert f"last seen: {phase}) died" in done.lines[0] and len(done.lines[0]) < 300
 
 
+def ignores_sigterm(pid: int) -> bool:
+    mask = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn:"))
+    return bool(int(mask.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="signals that are ignored are looked up in /proc")
+def test_a_launcher_that_stops_the_others_as_soon_as_one_dies_does_not_keep_them_from_saying_which() -> None:
+    """torchrun looks ten times a second; the line comes after SETTLE, which is made long here."""
+    program = "from adm.runtime import _watch_center\n_watch_center.SETTLE = 0.9\n" + PROGRAM
+    with Job(program, 2, "killed", "1", "step 3", "5") as done:
+        assert done.ranks[1].wait() == -signal.SIGKILL
+        first, deadline = done.ranks[0], time.monotonic() + 2
+        while first.process.is_alive() and not ignores_sigterm(first.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if first.process.is_alive():
+            os.kill(first.pid, signal.SIGTERM)
+        assert first.wait(15) == LOST
+        assert len(done.lines) == 1 and "process 1 of 2" in done.lines[0] and "died without a word" in done.lines[0]
+
+
+def test_without_that_protection_the_launcher_would_keep_it_from_saying_so() -> None:
+    program = "from adm.runtime import _watch_center\n_watch_center.SETTLE = 0.9\n" + PROGRAM
+    program = "import contextlib\nfrom adm.runtime import distributed\n" + program
+    program = program.replace("\ntry:\n", "\ndistributed._unhurried = contextlib.nullcontext\ntry:\n", 1)
+    with Job(program, 2, "killed", "1", "step 3", "5") as done:
+        assert done.ranks[1].wait() == -signal.SIGKILL
+        os.kill(done.ranks[0].pid, signal.SIGTERM)
+        assert done.ranks[0].wait(15) == -signal.SIGTERM and not done.lines
+
+
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_process_that_is_frozen_ends_all_after_the_timeout_and_is_named(number: int) -> None:
     with job("frozen", number, "step 3", timeout="2") as done:
@@ -142,7 +172,7 @@ def test_a_stop_on_request_is_said_once_and_waits_for_the_last() -> None:
 
 
 def test_a_process_that_is_only_busy_is_waited_for() -> None:
-    program = "from adm.runtime import _watch\n_watch.PATIENCE = 1.2\n" + PROGRAM
+    program = "from adm.runtime import _watch_center\n_watch_center.PATIENCE = 1.2\n" + PROGRAM
     environments = [each | {"ADM_TIMEOUT": "1"} for each in torchrun_environments(3)]
     with Job(program, 3, "busy", "2", "saving", "2", environments=environments) as done:
         assert done.codes() == [0, 0, 0]

@@ -80,8 +80,32 @@ def test_a_model_without_a_known_classifier_says_what_to_write(name):
 
 def test_a_full_spec_spells_every_default():
     assert full_spec("guidance", "clip:limit=2") == "clip:limit=2,after=false"
-    assert full_spec("guidance", "classifier:classifier=runs/a") == "classifier:classifier=runs/a,scale=1.0"
+    assert full_spec("guidance", "classifier:classifier=runs/a").startswith("classifier:classifier=runs/a,scale=1.0")
     assert full_spec("sampling", "ddim") == "ddim:eta=0.0"
+    assert full_spec("guidance", "interval:of=clip:limit=2,low=0.2") == (
+        "interval:of=(clip:limit=2,after=false),low=0.2,high=inf"
+    )
+    twice = full_spec("guidance", "interval:of=(interval:of=(classifier:classifier=runs/a,scale=3)),high=2")
+    assert twice.startswith("interval:of=(interval:of=(classifier:classifier=runs/a,scale=3")
+    assert twice.endswith("low=0.0,high=inf),high=2,low=0.0")
+
+
+def test_a_classifier_inside_of_another_guidance_is_chosen_as_at_the_top():
+    name, full = "openai/imagenet256", "classifier:classifier=openai/imagenet256-classifier,scale=2.5"
+    for spec in ("interval:of=classifier,low=0.2,high=2", "interval:of=(classifier),low=0.2,high=2"):
+        choice = chosen(name, "ddim", guidance=[spec])
+        assert (choice.guidance, choice.steps) == ((f"interval:of=({full}),low=0.2,high=2",), 25)
+        assert choice.said(25) == (
+            "using openai/imagenet256-classifier, scale 2.5, 25 steps of ddim (the released settings)"
+        )
+    with pytest.raises(UsageError, match="none is known for runs/mine"):
+        choose(None, "runs/mine", "ddpm", None, ["interval:of=(classifier:scale=2)"])
+
+
+def test_a_guidance_that_does_not_exist_is_named_at_any_depth():
+    for spec in ("clasifier", "interval:of=(clasifier:scale=2)"):
+        with pytest.raises(UsageError, match="no 'clasifier'; did you mean 'classifier'"):
+            choose(None, "runs/mine", "ddpm", None, [spec])
 
 
 class TestCache:
@@ -107,6 +131,14 @@ class TestCache:
             prepare_named("openai/imagenet64", None, "ddpm", ["classifier"])
         require_presets("openai/imagenet64")
         require_presets("runs/mine", ["classifier:classifier=runs/other", adm.Clip()])
+
+    def test_what_is_missing_is_found_inside_of_other_guidances(self, cache):
+        (cache / "64x64_diffusion.pt").write_bytes(b"PK\x03\x04")
+        with pytest.raises(UsageError, match=r"^openai/imagenet64-classifier is not on this machine"):
+            prepare_named("openai/imagenet64", None, "ddpm", ["interval:of=classifier,low=0.2"])
+        nested = ["interval:of=(autoguidance:model=openai/imagenet128,weight=2)"]
+        with pytest.raises(UsageError, match=r"^openai/imagenet128 is not on this machine"):
+            require_presets("openai/imagenet64", nested)
 
     def test_a_file_that_is_not_whole_is_not_called_missing(self, cache):
         (cache / "64x64_diffusion.pt").write_bytes(b"PK\x03\x04")

@@ -7,7 +7,9 @@ import torch
 import adm
 from adm.nn import ClassifierConfig, EncoderClassifier, UNet, UNetConfig
 from adm.runtime.errors import DamagedError, UsageError
-from adm.studies.generate import Request, batches, prepare, resolve_labels
+from adm.sampling import timesteps_for
+from adm.studies._cost import models_in
+from adm.studies.generate import Request, batches, prepare, prepare_named, resolve_labels
 
 TRUNK = {
     "in_channels": 2,
@@ -146,7 +148,7 @@ def test_models_that_do_not_go_together_are_refused(model, plain):
     [
         ({"steps": 0}, "cannot take 0 of 1000"),
         ({"steps": 300, "sampler": "ddim"}, "250 or 334"),
-        ({"sampler": "euler"}, "no 'euler'"),
+        ({"sampler": "eular"}, "no 'eular'; did you mean 'euler'"),
         ({"guidance": ["clip:limits=1"]}, "did you mean 'limit'"),
         ({"num": 0}, "at least 1"),
         ({"seed": -1}, "seed -1"),
@@ -282,3 +284,117 @@ def test_the_precision_of_a_model_is_left_alone(model):
     adm.generate(model, num=1, steps=2)
     assert model.precision is torch.bfloat16
     model.precision = None
+
+
+@pytest.mark.parametrize("steps", ["karras:4", "LOG_SNR: 4", "ddim4", "2,2", [0, 3.5, 700.25], np.array([5, 1])])
+def test_steps_may_be_a_grid_or_timesteps(model, steps):
+    chain = adm.Chain(model.schedule, timesteps_for(adm.DDIM(), model.schedule, steps))
+    x = adm.sample(
+        adm.guide(model, adm.Clip()), chain, adm.DDIM(), adm.SeededNoise([0]), (1, 2, 8, 12), adm.Condition(label=[1])
+    )
+    images = adm.generate(model, [1], steps=steps)
+    np.testing.assert_array_equal(images, ((x + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
+
+
+def test_a_grid_is_named_unless_it_is_the_samplers_own(model):
+    def name(steps, sampler="ddim"):
+        return prepare(model, steps, sampler).grid
+
+    assert [name(steps) for steps in (10, "10", "strided:10", "ddim10", adm.strided(1000, 10))] == [None] * 5
+    assert name("Karras: 5") == "karras:5" and name("even:10", "ddpm") is None and name("even:10") == "even:10"
+    assert name([0, 3.5, 700]) == "timesteps" and name("10,10") == "10,10"
+
+
+@pytest.mark.parametrize("steps", ["karas:4", [5, 5], [0, 1000], [], 10.5, "none.json"])
+def test_steps_that_are_none_are_one_line(model, steps):
+    with pytest.raises(UsageError) as error:
+        adm.generate(model, [1], steps=steps)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+def test_a_guidance_inside_of_a_guidance_is_built_with_its_own_models(runs):
+    inner = "classifier:classifier=guide,scale=3"
+    request = prepare_named("unconditional", 4, "ddim", [f"interval:of=({inner}),low=0.2,high=2"])
+    (guide,) = (model for model in request.models if isinstance(model, adm.NoisyClassifier))
+    assert [path.parts[-3] for path in request.guides] == ["guide"] and request.num_classes == 10
+    assert request.guidance[0].startswith(f"interval:of=({inner}")
+    text = adm.generate("unconditional", [3, 4], steps=4, guidance=[f"interval:of=({inner}),low=0.2,high=2"])
+    objects = [adm.Interval(adm.ClassifierGuidance(guide, 3.0), low=0.2, high=2.0)]
+    np.testing.assert_array_equal(text, adm.generate("unconditional", [3, 4], steps=4, guidance=objects))
+    twice = f"interval:of=(interval:of=({inner}),low=0.2),high=2"
+    np.testing.assert_array_equal(text, adm.generate("unconditional", [3, 4], steps=4, guidance=[twice]))
+
+
+def test_models_inside_of_guidances_are_checked_and_cast_as_those_outside(model, runs):
+    with pytest.raises(UsageError, match="know 3 and 4 classes"):
+        prepare(model, 2, "ddim", [adm.Interval(adm.ClassifierGuidance(classifier(4)), low=0.1)])
+    guide = classifier()
+    prepare(model, 2, "ddim", [adm.Interval(adm.ClassifierGuidance(guide), low=0.1)], precision="bfloat16")
+    assert guide.precision is torch.bfloat16 and model.precision is torch.bfloat16
+    model.precision = None
+    guide.schedule = None
+    with pytest.warns(UserWarning, match="does not say which noise schedule"):
+        prepare(model, 2, "ddim", [adm.Interval(adm.ClassifierGuidance(guide), low=0.1)])
+
+
+def test_the_perturbed_copy_of_a_model_has_its_precision_and_is_counted(model):
+    request = prepare(model, 5, "ddim", ["perturbed_attention:scale=1"], precision="bfloat16")
+    assert [found.precision for found in models_in(request.denoiser)] == [torch.bfloat16] * 2
+    (batch,) = batches(request, [0, 1], batch_size=2)
+    assert batch.cost.network == 10
+    model.precision = None
+
+
+@pytest.fixture
+def mylab(tmp_path, monkeypatch):
+    (tmp_path / "thirdparty_losses.py").write_text(
+        "number = 3\n"
+        "def dark(x0):\n    return x0.square().sum((1, 2, 3))\n"
+        "def bright(x0):\n    return -x0.sum((1, 2, 3))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_a_function_is_named_by_its_module(plain, mylab):
+    import thirdparty_losses
+
+    text = adm.generate(plain, num=2, steps=4, guidance=["loss:function=thirdparty_losses.dark,scale=0.5"])
+    given = adm.generate(plain, num=2, steps=4, guidance=[adm.LossGuidance(thirdparty_losses.dark, 0.5)])
+    np.testing.assert_array_equal(text, given)
+    other = adm.generate(plain, num=2, steps=4, guidance=["loss:function=thirdparty_losses.bright,scale=0.5"])
+    assert (other != given).any()
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("loss:function=dark", "names no function. Write its module too"),
+        ("loss:function=thirdparty_losses.drak", "neither a module nor a name in one"),
+        ("loss:function=thirdparty_losses.number", "is a int. Give the name of a function"),
+        ("interval:of=(loss:function=dark),low=1", "names no function"),
+        ("interval:of=(clip:limits=1),low=1", "did you mean 'limit'"),
+        ("interval:of=(classifier:classifier=nothing,scale=1)", "no such run"),
+        ("interval:low=1", "interval needs 'of'"),
+    ],
+)
+def test_what_options_cannot_mean_is_one_line(plain, mylab, spec, says):
+    with pytest.raises(UsageError, match=says) as error:
+        adm.generate(plain, num=1, steps=2, guidance=[spec])
+    assert "\n" not in str(error.value)
+
+
+def test_an_ordinary_classifier_is_a_noisy_one_by_its_path_or_somebodys_function(runs, tmp_path, monkeypatch):
+    (tmp_path / "thirdparty_clean.py").write_text("def logits(images):\n    return images.flatten(1)[:, :10]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for what in ("guide", "thirdparty_clean.logits"):
+        spec = f"clean_classifier:classifier={what},scale=50"
+        guided = adm.generate("unconditional", [1, 2], steps=4, guidance=[spec])
+        assert (guided != adm.generate("unconditional", num=2, steps=4)).any()
+
+
+def test_a_null_label_that_was_never_trained_is_noted(runs):
+    for spec in ("classifier_free:weight=2", "interval:of=(apg:weight=2),low=0.2"):
+        with pytest.warns(UserWarning, match="trained with label_dropout=0 .* Train with --set label_dropout=0.1"):
+            prepare_named("model", 2, "ddim", [spec])
+    for spec in ("classifier_free:weight=1", "classifier_free:model=unconditional", "autoguidance:model=model"):
+        prepare_named("model", 2, "ddim", [spec])  # warnings are errors here

@@ -19,7 +19,7 @@ from adm.data import open_dataset
 from adm.nn import ClassifierConfig, UNetConfig
 from adm.runtime.config import override
 from adm.runtime.distributed import World
-from adm.runtime.errors import DataError
+from adm.runtime.errors import DataError, UsageError
 from adm.studies import _plan_probe, _plan_sampling
 from adm.studies._plan_probe import Probe, ProbeFailed, probe_training
 from adm.studies._plan_text import duration, sampling_text, training_text
@@ -142,6 +142,20 @@ def test_no_step_is_tried_where_not_one_image_fits_and_without_probe_none_at_all
 def test_training_by_the_clock_takes_the_clock(machine: Machine) -> None:
     plan = plan_training(override(CONFIG, ["loop.minutes=0.05", "loop.steps=100000"]), CPU)
     assert plan.parts["steps"] == pytest.approx(3.0, abs=0.066)
+
+
+def test_of_several_processes_each_is_planned_with_its_share(machine: Machine) -> None:
+    many, alone = plan_training(CONFIG, CPU, processes=4), plan_training(override(CONFIG, ["loop.batch_size=16"]), CPU)
+    assert (many.memory, many.fits, many.largest) == (alone.memory, alone.fits, alone.largest) and many.fits == 16
+    assert many.step_seconds == alone.step_seconds and many.parts == alone.parts
+    assert many.images_per_second == pytest.approx(64 / machine.seconds_of(16))  # of all together
+    assert many.cost == training_cost(CONFIG, 4) and many.disk == plan_training(CONFIG, CPU, probe=False).disk
+    text = training_text(many)
+    assert "4 processes" in text and "memory of each measured" in text and "batch 64" in text
+    assert "each of 4 processes takes 16 image(s) of a step" in text and "memory of each" not in training_text(alone)
+    for wrong in (0, 3, 128):
+        with pytest.raises(UsageError, match=f"--processes {wrong}: a batch of 64 does not split"):
+            plan_training(CONFIG, CPU, processes=wrong)
 
 
 class Total(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from adm.checkpoints import format as checkpoint_format
 from adm.training.build import new_model
-from processes import run_ranks
+from conftest import TINY
+from processes import run_ranks, torchrun
 from tiny_runs import contents, tiny
 
 PROGRAM = """
@@ -109,3 +111,52 @@ def test_processes_that_see_different_images_do_not_begin(tmp_path: Path) -> Non
     errors = train(2, tmp_path / "run", stop="other data", code=3)
     assert any("different images" in text and "process 1" in text for text in errors)
     assert not (tmp_path / "run").exists()
+
+
+KILLED_ONCE = """
+import os, signal, sys, time
+from adm.cli.main import main
+from adm.training.trainer import Trainer
+
+when = int(sys.argv.pop(1))
+advance = Trainer.advance
+
+def advance_or_die(self, batch):
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1" and self.step == when:
+        time.sleep(0.5)  # process 0 has heard of this step by then
+        os.kill(os.getpid(), signal.SIGKILL)
+    return advance(self, batch)
+
+Trainer.advance = advance_or_die
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared_store", [True, False])
+def test_torchrun_restarts_a_run_that_ends_with_the_bytes_of_the_undisturbed_one(
+    shared_store: bool, tmp_path: Path
+) -> None:
+    """One of two processes is killed after step 8: the second start goes on at the checkpoint of step 5."""
+    program = tmp_path / "program.py"
+    program.write_text(KILLED_ONCE)
+    environment = {} if shared_store else {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+    def trained(when: int, out: Path) -> str:
+        words = ["train", "diffusion", "--data", "digits", "--out", str(out), "--device", "cpu", "--batch", "4"]
+        words += [*TINY, "--set", "loop.save_every=5", "--steps", "12", "--set", "loop.sample_every=none"]
+        options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+        process = torchrun(program, str(when), *words, options=options, env=environment)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return err
+
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    assert "restart" not in trained(-1, undisturbed)
+    said = trained(8, disturbed)
+    assert re.search(r"^adm: process 1 of 2 \(pid \d+ on \S+; last seen: step 9\) died without a word", said, re.M), (
+        said
+    )
+    assert "continuing from step 5" in said
+    assert files_of(disturbed, 12) == files_of(undisturbed, 12)
+    assert checkpoint_format.steps(disturbed / "checkpoints") == checkpoint_format.steps(undisturbed / "checkpoints")

@@ -65,7 +65,10 @@ def test_what_is_said_again_is_no_contradiction(two: Path) -> None:
     assert asked(two, image_size="8x8") == read_config(two)
 
 
-@pytest.mark.parametrize("name", sorted(MAY_CHANGE - {"data.path", "data.labels_from", "source"}))
+NOT_ALONE = {"data.path", "data.labels_from", "data.validation_labels_from", "source"}
+
+
+@pytest.mark.parametrize("name", sorted(MAY_CHANGE - NOT_ALONE))
 def test_what_may_change_is_applied_alone(name: str, two: Path) -> None:
     before = read_config(two)
     value = {"loop.microbatch": "2", "optimizer.lr": "0.5", "loop.wandb": "true"}.get(name, "7")
@@ -100,13 +103,23 @@ def test_all_that_contradicts_is_refused_at_once_by_name_and_value(two: Path) ->
 def test_a_run_without_a_readable_config_follows_its_newest_checkpoint(two: Path) -> None:
     before = read_config(two)
     (two / "config.json").write_text("{")
-    assert asked(two) == before
+    with pytest.warns(UserWarning, match=r"config.json cannot be used .* what the newest checkpoint says counts"):
+        assert asked(two) == before
     (two / "config.json").unlink()
     assert asked(two) == before
     for step in checkpoint_format.steps(two / "checkpoints"):
         (two / "checkpoints" / checkpoint_format.step_name(step) / "config.json").write_text("{}")
     fresh = asked(two)  # nothing intact is left to continue
     assert fresh == default_config("diffusion", "digits", Digits())
+
+
+def test_a_config_that_defines_another_run_than_the_checkpoints_does_not_count(two: Path) -> None:
+    before, path = read_config(two), two / "config.json"
+    path.write_text(path.read_text().replace('"seed": 11', '"seed": 4'))
+    with pytest.warns(UserWarning, match=r"config.json is not as the run was started \(loop.seed\): what the newest"):
+        assert asked(two) == before
+    path.write_text(path.read_text().replace('"seed": 4', '"seed": 11').replace('"keep": 3', '"keep": 7'))
+    assert asked(two).loop.keep == 7  # as a run that was to be continued so, and had no time to save, left it
 
 
 def test_a_directory_that_only_began_is_set_up_anew(two: Path) -> None:

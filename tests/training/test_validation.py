@@ -189,7 +189,7 @@ def test_data_that_do_not_fit_are_refused_in_one_line_before_training() -> None:
     config = tiny("classifier", "network.num_classes=3")
     for held, words in [
         (Pictures(images, [0, 1, 1, 1], ("ant", "bees")), "no class 'bees'; did you mean 'bee'?"),
-        (Pictures(images), "no classes, but the network has 3"),
+        (Pictures(images), "no classes, but the model was trained with 3"),
         (Pictures(np.zeros((4, 8, 8, 3), np.uint8), [0] * 4, ("ant",)), "3 channel(s), the network takes 1"),
         (Pictures(images[:0]), "empty"),
     ]:
@@ -199,7 +199,7 @@ def test_data_that_do_not_fit_are_refused_in_one_line_before_training() -> None:
     with pytest.raises(UsageError, match="at least 1"):
         Validation(config, training, num=0)
     four = Pictures(images, range(4), tuple("abcd"))
-    with pytest.raises(DataError, match="4 classes, the network has 3"):
+    with pytest.raises(DataError, match="4 classes, but the model has 3"):
         Validation(config, four)(three_class_model(config), ALONE)
 
 

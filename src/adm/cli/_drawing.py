@@ -37,20 +37,24 @@ class Drawing:
         from adm.cli._progress import say
         from adm.data import SampleSet
         from adm.runtime.text import shown_path
-        from adm.studies.sample_request import refuse_newer_checkpoint
+        from adm.studies._cost import cost_text
+        from adm.studies.sample_request import as_begun, refuse_newer_checkpoint
 
         num = len(self.labels)
         refuse_newer_checkpoint(out, self.request)
-        with SampleSet.open(out, description) as samples:
+        with SampleSet.open(out, as_begun(out, description)) as samples:
             missing = frozenset(k for k in range(num) if not samples.has(k))
             if missing and len(missing) < num:
                 say(f"{num - len(missing)} of {num} images are there; making the rest")
             for batch in self._made(missing, "continues"):
-                for k, image in enumerate(batch.images, batch.index):
-                    if k in missing:
-                        samples.add(k, image)
+                new = [k for k in range(batch.index, batch.index + len(batch.images)) if k in missing]
+                for k in new:
+                    samples.add(k, batch.images[k - batch.index])
+                samples.add_cost(len(new), batch.cost.per_image())
             picture = samples.finish(self.labels, self.request.classes, self.seed)
-        print(f"{shown_path(samples.directory)} ({_images(num)}; overview: {shown_path(picture)})")
+            cost = samples.cost()
+        said = "" if cost is None else f"; {cost_text(cost)}"
+        print(f"{shown_path(samples.directory)} ({_images(num)}{said}; overview: {shown_path(picture)})")
 
     def _to_npz(self, out: str) -> None:
         import numpy as np
@@ -59,13 +63,17 @@ class Drawing:
         from adm.runtime import files
         from adm.runtime.errors import UsageError
         from adm.runtime.text import shown_path
+        from adm.studies._cost import cost_text
 
         if Path(out).exists():
             raise UsageError(f"{shown_path(out)} exists. Choose another --out, or remove it.")
         files.require_writable(out)
-        made = self._made(frozenset(range(len(self.labels))), "starts again: an .npz is written in one piece")
+        num = len(self.labels)
+        made = list(self._made(frozenset(range(num)), "starts again: an .npz is written in one piece"))
         write_npz(Path(out), np.concatenate([batch.images for batch in made]), self.labels)
-        print(shown_path(Path(out)))
+        costs = [(len(batch.images) / num, batch.cost.per_image()) for batch in made]
+        mean = {name: sum(share * cost[name] for share, cost in costs) for name in costs[0][1]}
+        print(f"{shown_path(Path(out))} ({_images(num)}; {cost_text(mean)})")
 
     def _made(self, wanted: frozenset[int], again: str) -> Iterator[Batch]:
         """The batches with a wanted image, with progress; stops between two of them when asked to.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from adm.cli._flags import Device, Settings
-from adm.cli.train import Batch, From, LabelsFrom, Preset, Seed, Size, Steps
+from adm.cli._flags import ChainSteps, Device, Settings
+from adm.cli.train import Batch, From, LabelsFrom, Preset, Seed, Size, Steps, request_of
 
 if TYPE_CHECKING:
     from adm.data import Dataset
@@ -51,6 +51,9 @@ class PlanTrain:
     image_size: Size = None
     seed: Seed = None
     device: Device = "auto"
+    processes: Annotated[
+        int, tyro.conf.arg(metavar="N", help="As started by torchrun with so many, each on a device like this one.")
+    ] = 1
     no_probe: NoProbe = False
     set: Settings = ()
 
@@ -65,33 +68,19 @@ class PlanTrain:
         device = pick_device(self.device)
         config, dataset = self._config()
         out = None if self.out is None else Path(self.out)
-        plan = plan_training(config, device, dataset, out, not self.no_probe, say)
+        plan = plan_training(config, device, dataset, out, not self.no_probe, say, self.processes)
         print(training_text(plan))
 
     def _config(self) -> tuple[TrainConfig, Dataset | None]:
-        from pathlib import Path
-
         from adm.cli._progress import bar
         from adm.runtime.config import override
         from adm.runtime.errors import UsageError
         from adm.training.defaults import parse_size
         from adm.training.presets import preset_without_data, refuse_unknown_job
-        from adm.training.request import Request, plan
+        from adm.training.request import plan
 
         refuse_unknown_job(self.job)
-        request = Request(
-            self.job,
-            self.data or "",
-            Path(self.out or "a run that does not exist"),
-            source=self.from_,
-            preset=self.preset,
-            labels_from=self.labels_from,
-            steps=self.steps,
-            batch=self.batch,
-            image_size=self.image_size,
-            seed=self.seed,
-            settings=self.set,
-        )
+        request = request_of(self.job, self.data or "", self.out or "a run that does not exist", self)
         if self.data is None:
             if self.preset is None:
                 raise UsageError("plan train needs --data PATH, or --preset NAME to plan for the data it was made for.")
@@ -122,10 +111,7 @@ class PlanSample:
         tyro.conf.arg(metavar="MODEL", help="As of adm sample: a run, a checkpoint or a released model."),
     ]
     num: Annotated[int, tyro.conf.arg(metavar="N", help="Images.")] = 64
-    steps: Annotated[
-        int | None,
-        tyro.conf.arg(metavar="N", help="Links of the chain.", help_behavior_hint="(default: as of adm sample)"),
-    ] = None
+    steps: ChainSteps = None
     sampler: Annotated[str, tyro.conf.arg(metavar="SPEC", help="As of adm sample.")] = "ddpm"
     guidance: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]],

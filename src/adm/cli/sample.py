@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings
+from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings, components_table
 
 if TYPE_CHECKING:
     from adm.studies.generate import Request
@@ -93,15 +93,19 @@ class Sample:
         drawing = Drawing(request, labels, self.seed, settings.batch_size)
         drawing.write(self.out, self._description(request, settings))
 
+    @staticmethod
+    def more_help() -> str:
+        return components_table()
+
     def _description(self, request: Request, settings: SampleSettings) -> dict[str, object]:
         """All that the images are a function of, as JSON; `num` is not part of it, so a set can grow."""
         from adm.studies.labels import label_policy
-        from adm.studies.sample_request import describe_weights
+        from adm.studies.sample_request import describe_chain, describe_weights
 
         return describe_weights(request) | {
             "weights": settings.weights,
             "sampler": self.sampler,
-            "steps": len(request.chain),
+            **describe_chain(request),
             "labels": self.labels,
             "label_policy": label_policy(self.labels, request.num_classes),
             "seed": self.seed,

@@ -13,6 +13,7 @@ from adm.cli._flags import Device, Settings
 if TYPE_CHECKING:
     import torch
 
+    from adm.cli.plan import PlanTrain
     from adm.runtime.distributed import World
     from adm.training.config import LoopConfig
     from adm.training.request import Request
@@ -130,18 +131,16 @@ COMMANDS = {
 }
 
 
-def _run(job: str, flags: _Train) -> None:
+def request_of(job: str, data: str, out: str, flags: _Train | PlanTrain) -> Request:
+    """What the flags of a run, or of its plan, ask for."""
     from pathlib import Path
 
-    from adm.runtime.device import pick_device
-    from adm.runtime.distributed import join
     from adm.training.request import Request
 
-    device = pick_device(flags.device)
-    request = Request(
+    return Request(
         job,
-        flags.data,
-        Path(flags.out),
+        data,
+        Path(out),
         source=flags.from_,
         preset=flags.preset,
         labels_from=flags.labels_from,
@@ -151,6 +150,14 @@ def _run(job: str, flags: _Train) -> None:
         seed=flags.seed,
         settings=flags.set,
     )
+
+
+def _run(job: str, flags: _Train) -> None:
+    from adm.runtime.device import pick_device
+    from adm.runtime.distributed import join
+
+    device = pick_device(flags.device)
+    request = request_of(job, flags.data, flags.out, flags)
     with join(device) as world:
         _train(request, device, world)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings
+from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings, components_table
 from adm.cli.sample import SampleSettings
 
 if TYPE_CHECKING:
@@ -108,9 +108,13 @@ class Upsample:
         drawing = Drawing(request, labels, self.seed, settings.batch_size, "upsampling", small.low_res)
         drawing.write(self.out, self._description(request, small, settings))
 
+    @staticmethod
+    def more_help() -> str:
+        return components_table()
+
     def _description(self, request: Request, small: SmallImages, settings: UpsampleSettings) -> dict[str, object]:
         """All that the images are a function of, as JSON; `num` is not part of it, so a set can grow."""
-        from adm.studies.sample_request import describe_weights
+        from adm.studies.sample_request import describe_chain, describe_weights
 
         own = "none" if small.labels is None else "of the input"
         return describe_weights(request) | {
@@ -118,7 +122,7 @@ class Upsample:
             "input": small.name,
             "input_sha256": small.sha256,
             "sampler": self.sampler,
-            "steps": len(request.chain),
+            **describe_chain(request),
             "labels": self.labels,
             "label_policy": own if self.labels is None else "given, in turn",
             "seed": self.seed,

@@ -1,4 +1,4 @@
-"""Batches prepared ahead by threads, and a name for the image at which they hang."""
+"""Batches prepared ahead by threads, and a name for the image at which reading hangs, whoever reads."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from itertools import islice
 from queue import SimpleQueue
-from threading import Thread, get_ident
+from threading import Event, Thread, get_ident
 from typing import TypeVar
 
 from adm.data._dataset import Dataset
 from adm.runtime.errors import AdmError, DataError
 from adm.runtime.text import one_line
 
-__all__ = ["PATIENCE", "Reads", "ahead"]
+__all__ = ["PATIENCE", "Reads", "ahead", "watched"]
 
 T = TypeVar("T")
 
@@ -118,13 +119,50 @@ def _work(queue: SimpleQueue[tuple[Future[T], Callable[[], T]] | None]) -> None:
 
 
 def _await(future: Future[T], reads: Reads, patience: float) -> None:
-    """Until it is done. The time is counted in looks, as a process that was stopped for long has not waited."""
-    oldest, num_looks = reads.oldest(), 0
-    while not wait([future], patience / LOOKS).done:
-        before, oldest = oldest, reads.oldest()
-        num_looks = num_looks + 1 if oldest is not None and oldest == before else 0
-        if num_looks >= LOOKS and oldest is not None:
-            raise _Hangs(
-                f"{reads.named(oldest[1])} has not been read for {patience:g} s: is its disk, or the network, still "
-                "there? Start again when it is."
-            )
+    """Until it is done."""
+    looks = _Looks(reads, patience)
+    while not wait([future], looks.interval).done:
+        if looks.hanging():
+            raise _Hangs(f"{looks.said()}: is its disk, or the network, still there? Start again when it is.")
+
+
+@contextmanager
+def watched(reads: Reads, patience: float, on_hang: Callable[[str], None]) -> Iterator[None]:
+    """Within the block, on_hang is told once of each read that has not ended within `patience` seconds.
+
+    For reads of the thread that waits for them, which nothing can end: a data set may be one that only the thread that
+    opened it can read. on_hang is called in a thread of its own.
+    """
+    over = Event()
+    thread = Thread(target=_watch, args=(_Looks(reads, patience), over, on_hang), name="adm-data-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _watch(looks: _Looks, over: Event, on_hang: Callable[[str], None]) -> None:
+    while not over.wait(looks.interval):
+        if looks.hanging():
+            on_hang(f"{looks.said()}, and is waited for: is its disk, or the network, still there?")
+
+
+class _Looks:
+    """At the longest read of all, every `interval` seconds: a process that was stopped for long has not waited."""
+
+    def __init__(self, reads: Reads, patience: float) -> None:
+        self.reads, self.patience, self.interval = reads, patience, patience / LOOKS
+        self.oldest, self.num = reads.oldest(), 0
+
+    def hanging(self) -> bool:
+        """To be called once an interval: whether the read has now been the same for so many looks as make the patience;
+        once for each read."""
+        before, self.oldest = self.oldest, self.reads.oldest()
+        self.num = self.num + 1 if self.oldest is not None and self.oldest == before else 0
+        return self.num == LOOKS
+
+    def said(self) -> str:
+        assert self.oldest is not None
+        return f"{self.reads.named(self.oldest[1])} has not been read for {self.patience:g} s"

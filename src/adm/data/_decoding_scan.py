@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +14,8 @@ import PIL
 
 from adm.data import _images
 from adm.data._file_tree import FileTree, Read
-from adm.data._image_file import THREADS
 from adm.data._listing import IMAGE_SUFFIXES
+from adm.data._scan_threads import by_threads
 from adm.runtime import files
 from adm.runtime.cache import cache_directory
 from adm.runtime.errors import AdmError, DamagedError
@@ -123,22 +121,13 @@ def scan(
     Raises DamagedError.
     """
     result = Scan()
-    slice_length = 64 * THREADS
-    # What Pillow remarks on odd files is either in the verdict or of no account.
-    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS, "adm-scan") as pool:
-        warnings.simplefilter("ignore")
-        for start in range(0, len(names), slice_length):
-            part = names[start : start + slice_length]
-            verdicts = pool.map(lambda name: _look_at(tree, read, name, record, skip_bad), part)
-            for name, verdict in zip(part, verdicts, strict=True):
-                if isinstance(verdict, Found):
-                    result.images[name] = verdict
-                elif verdict is None:
-                    result.others.append(name)
-                else:
-                    result.bad[name] = verdict
-            if progress is not None:
-                progress(start + len(part), len(names))
+    for name, verdict in by_threads(lambda name: _look_at(tree, read, name, record, skip_bad), names, progress):
+        if isinstance(verdict, Found):
+            result.images[name] = verdict
+        elif verdict is None:
+            result.others.append(name)
+        else:
+            result.bad[name] = verdict
     return result
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adm.data import _images, _png_chunks
-from adm.data._image_file import THREADS, NotAnImage, Unreadable
+from adm.data._image_file import NotAnImage, Unreadable
 from adm.data._listing import IMAGE_SUFFIXES
+from adm.data._scan_threads import by_threads
 from adm.runtime.errors import DamagedError
 
 __all__ = ["Look", "look", "looks", "pixel_hash"]
@@ -77,15 +76,7 @@ def looks(
     read: Callable[[str], bytes], names: Sequence[str], progress: Callable[[int, int], None] | None = None
 ) -> Iterator[tuple[str, Look | str | None]]:
     """Each file and what it is: an image, the reason why it is a bad one, or None if it is something else."""
-    slice_length = 64 * THREADS
-    # What Pillow remarks on odd files is either in the verdict or of no account.
-    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS, "adm-look") as pool:
-        warnings.simplefilter("ignore")
-        for start in range(0, len(names), slice_length):
-            part = names[start : start + slice_length]
-            yield from zip(part, pool.map(lambda name: _verdict(read, name), part), strict=True)
-            if progress is not None:
-                progress(start + len(part), len(names))
+    return by_threads(lambda name: _verdict(read, name), names, progress)
 
 
 def _verdict(read: Callable[[str], bytes], name: str) -> Look | str | None:

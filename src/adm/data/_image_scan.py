@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +11,9 @@ from PIL import Image
 
 from adm.data import _images
 from adm.data._file_tree import FileTree, Read
-from adm.data._image_file import THREADS, NotAnImage, Unreadable, reason
+from adm.data._image_file import NotAnImage, Unreadable, reason
 from adm.data._listing import IMAGE_SUFFIXES, no_images, unreadable
+from adm.data._scan_threads import by_threads
 from adm.runtime.errors import DamagedError, DataError
 
 __all__ = ["Found", "scan"]
@@ -36,19 +35,11 @@ def scan(tree: FileTree, read: Read, progress: Callable[[int, int], None] | None
     names = tree.listing.top + tree.listing.below
     found: dict[str, Found] = {}
     bad: dict[str, str] = {}
-    slice_length = 64 * THREADS
-    # What Pillow remarks on odd files is either in the verdict or of no account.
-    with warnings.catch_warnings(), ThreadPoolExecutor(THREADS, "adm-scan") as pool:
-        warnings.simplefilter("ignore")
-        for start in range(0, len(names), slice_length):
-            part = names[start : start + slice_length]
-            for name, verdict in zip(part, pool.map(lambda name: _look_at(read, name), part), strict=True):
-                if isinstance(verdict, Found):
-                    found[name] = verdict
-                elif verdict is not None:
-                    bad[name] = verdict
-            if progress is not None:
-                progress(start + len(part), len(names))
+    for name, verdict in by_threads(lambda name: _look_at(read, name), names, progress):
+        if isinstance(verdict, Found):
+            found[name] = verdict
+        elif verdict is not None:
+            bad[name] = verdict
     if bad:
         raise DataError(unreadable(tree.path, bad, len(found)))
     if not found:

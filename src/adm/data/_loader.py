@@ -7,7 +7,7 @@ flip and its crop are functions of (seed, k). Batch size, processes, threads and
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adm.data._ahead import PATIENCE, Reads, ahead
+from adm.data._ahead import PATIENCE, Reads, ahead, watched
 from adm.data._dataset import Dataset
-from adm.data._images import center_crop, image_size_pair, random_crop, to_model_range
+from adm.data._images import center_crop, image_size_pair, random_crop
+from adm.data._pictures import to_model_range
 from adm.runtime.errors import DataError, UsageError
 from adm.runtime.randomness import permutation, uniform
 
@@ -50,7 +51,7 @@ class Loader:
     the central one. workers: threads that prepare batches ahead, 0 for none; the batches are the same.
     cache_bytes: centrally cropped images are kept in memory if all of them fit into this many bytes.
     patience: seconds that workers may take to read one image, or its label, before `batches` gives up with a DataError
-    that names it. Raises DataError or UsageError.
+    that names it; without workers it is named and waited for. Raises DataError or UsageError.
     """
 
     def __init__(
@@ -102,11 +103,15 @@ class Loader:
         self._check_labels(index, label)
         return Batch(to_model_range(images), torch.from_numpy(label), torch.from_numpy(index), position)
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
-        """batch(start), batch(start + batch_size), ... without end, prepared ahead if there are workers."""
+    def batches(self, start: int = 0, on_hang: Callable[[str], None] = lambda line: None) -> Iterator[Batch]:
+        """batch(start), batch(start + batch_size), ... without end, prepared ahead if there are workers.
+
+        on_hang: without workers, called from another thread with a line that names an image which takes too long.
+        """
         positions = itertools.count(start, self.batch_size)
         if self.workers < 1:
-            yield from map(self.batch, positions)
+            with watched(self._reads, self.patience, on_hang):
+                yield from map(self.batch, positions)
             return
         yield from ahead(
             (partial(self.batch, position) for position in positions), self.workers, self._reads, self.patience

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from adm.data._images import grid
+from adm.data._pictures import grid
 
 __all__ = ["overview"]
 

@@ -1,4 +1,4 @@
-"""Sample sets on disk: PNGs, `labels.csv` and `request.json`; or one .npz in OpenAI's layout."""
+"""Sample sets on disk: PNGs, `labels.csv`, `request.json` and `cost.json`; or one .npz in OpenAI's layout."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adm.data._images import decode, png_bytes, save_png
+from adm.data._images import decode
 from adm.data._overview import overview
+from adm.data._pictures import png_bytes, save_png
 from adm.runtime import files
-from adm.runtime.errors import UsageError
+from adm.runtime.errors import DamagedError, UsageError
 from adm.runtime.text import one_line, shown_path
 
 __all__ = ["SampleSet", "write_npz"]
 
 NUM_SHOWN = 100
+COST = "cost.json"
 
 
 class SampleSet:
@@ -28,6 +30,7 @@ class SampleSet:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._costed: tuple[int, dict[str, float]] | None = None
 
     @classmethod
     @contextmanager
@@ -45,7 +48,7 @@ class SampleSet:
             path = directory / "request.json"
             if path.exists() and any(directory.glob("*.png")):
                 _refuse_other(path, files.read_json(path), request)
-            elif any(entry.name not in (path.name, ".lock") for entry in directory.iterdir()):
+            elif any(entry.name not in (path.name, COST, ".lock") for entry in directory.iterdir()):
                 raise UsageError(f"{shown_path(directory)} is not empty and holds no sample set. Choose another --out.")
             else:
                 files.write_json(path, dict(request))
@@ -60,6 +63,32 @@ class SampleSet:
     def add(self, index: int, image: NDArray[np.uint8]) -> None:
         """Write image `index`, uint8 (H, W, C)."""
         files.write_bytes(self.path(index), png_bytes(image))
+
+    def add_cost(self, num: int, per_image: Mapping[str, float]) -> None:
+        """Take what each of the last `num` images cost into `cost.json`: how many images it speaks of, and the means.
+
+        Of images that were there before, what it said counts as often as there are of them.
+        """
+        if self._costed is None:
+            before = self.cost() or {}
+            others = sum(1 for _ in self.directory.glob("*.png")) - num
+            self._costed = min(int(before.pop("images", 0)), others), before
+        known, means = self._costed
+        total = known + num
+        names = [*per_image, *(name for name in means if name not in per_image)]
+        sums = {name: known * means.get(name, 0.0) + num * per_image.get(name, 0.0) for name in names}
+        self._costed = total, {name: round(value / total, 9) for name, value in sums.items()}
+        files.write_json(self.directory / COST, {"images": total, **self._costed[1]})
+
+    def cost(self) -> dict[str, float] | None:
+        """What `cost.json` says; None where there is none to be read."""
+        try:
+            document = files.read_json(self.directory / COST) if (self.directory / COST).exists() else None
+        except DamagedError:
+            return None
+        if not isinstance(document, dict) or not all(isinstance(value, int | float) for value in document.values()):
+            return None
+        return document
 
     def finish(self, labels: Sequence[int], names: Sequence[str], first_seed: int) -> Path:
         """Write `labels.csv`: file, label, class name and seed of each image; and beside the directory, so that no

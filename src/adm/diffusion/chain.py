@@ -7,8 +7,8 @@ shorter chain has its own beta, while the network is still asked at the original
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import overload
+from dataclasses import dataclass, replace
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Link:
     beta: 1 - alpha_bar / alpha_bar_s; beta_tilde: the variance of q(x_s | x_t, x_0), DDPM Eq. 7.
     log_beta_tilde: at the last step, where beta_tilde is 0, it is that of the link before (as released).
     schedule: the chain's, for rules that visit noise levels beside t and s (`schedule.time_at`).
+    num_links: of the whole chain, for rules that share something out over it; a piece, `chain[:n]`, keeps it.
     """
 
     t: Tensor
@@ -38,6 +39,7 @@ class Link:
     log_beta: Tensor
     log_beta_tilde: Tensor
     schedule: Schedule
+    num_links: int
 
     @property
     def alpha(self) -> Tensor:
@@ -82,8 +84,10 @@ class Link:
         return self._map(lambda values: values.to(device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Link:
-        tensors = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Link(**tensors, schedule=self.schedule)
+        tensors: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 class Chain(Sequence[Link]):
@@ -97,7 +101,9 @@ class Chain(Sequence[Link]):
     """
 
     def __init__(self, schedule: Schedule, timesteps: Sequence[int | float] | Tensor, end: int | float = -1) -> None:
-        values = torch.as_tensor(timesteps).detach().cpu()
+        # A list of floats would be read as float32, and timesteps between whole ones be rounded.
+        values = timesteps if isinstance(timesteps, Tensor) else torch.as_tensor(timesteps, dtype=torch.float64)
+        values = values.detach().cpu()
         if values.ndim != 1 or len(values) == 0:
             raise ValueError("a chain needs at least one timestep: give a list such as adm.spaced(1000, 250)")
         t = values.double().sort(descending=True).values
@@ -150,7 +156,8 @@ class Chain(Sequence[Link]):
         alpha_bar_s = torch.cat([alpha_bar[1:], alpha_bar.new_zeros(1)])
         nan = torch.full_like(alpha_bar, torch.nan)
         never = torch.zeros(len(t), dtype=torch.bool)
-        return self._of(Link(t, s, never, alpha_bar, alpha_bar_s, nan, nan, nan, nan, self.schedule))
+        num = self._links.num_links
+        return self._of(Link(t, s, never, alpha_bar, alpha_bar_s, nan, nan, nan, nan, self.schedule, num))
 
     def _of(self, links: Link) -> Chain:
         """A chain of other links over the same schedule."""
@@ -181,4 +188,5 @@ def _links(schedule: Schedule, times: Tensor) -> Link:
         log_beta=beta.log(),
         log_beta_tilde=clipped.log(),
         schedule=schedule,
+        num_links=len(beta),
     )

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from adm.diffusion.schedule import Schedule, spaced, strided
+from adm.runtime.text import nearest, one_line
 
-__all__ = ["GRIDS", "Steps", "karras", "log_snr", "timesteps_of"]
+__all__ = ["GRIDS", "Steps", "karras", "log_snr", "spelled", "timesteps_of"]
 
 Steps = int | str | Sequence[int | float]
 """A number of links, a grid as text ("karras:10", "ddim25", "10,10,15"), or the timesteps themselves."""
@@ -56,19 +58,44 @@ def timesteps_of(schedule: Schedule, steps: str | Sequence[int | float]) -> list
     """The timesteps of a grid as text: NAME:N with a name of GRIDS, ddimN as released, or counts of equal sections,
     10,10,15. Timesteps themselves are passed on. Raises ValueError for what is none of these."""
     if not isinstance(steps, str):
-        return list(steps)
-    name, colon, number = steps.replace("_", "-").strip().partition(":")
-    if colon:
-        if name not in GRIDS or not number.strip().isdecimal():
-            raise ValueError(
-                f"steps {steps!r}: write a grid and a number, such as karras:10; grids: {', '.join(GRIDS)}"
-            )
+        return _numbers(steps)
+    name, colon, number = spelled(steps).partition(":")
+    if colon or name in GRIDS:
+        if name not in GRIDS:
+            choice = ", ".join(GRIDS)
+            raise ValueError(f"there is no grid {one_line(name, 40)!r}{nearest(name, GRIDS)} Choose one of: {choice}")
+        if not number.isdecimal():
+            raise ValueError(f"steps {one_line(steps, 40)!r}: a grid needs its number of links: write {name}:10")
         return list(GRIDS[name](schedule, int(number)))
     if name.startswith("ddim"):
         return list(strided(schedule.num_timesteps, name))
-    if not all(part.strip().isdecimal() for part in name.split(",")):
-        raise ValueError(f"steps {steps!r}: write a number, sections 10,10,15, ddim25, or a grid such as karras:10")
+    if not all(part.isdecimal() for part in name.split(",")):
+        guess = nearest(name.rstrip("0123456789"), [*GRIDS, "ddim"])
+        raise ValueError(
+            f"steps {one_line(steps, 40)!r} are no number of links{guess} Write 50, sections 10,10,15, ddim25, "
+            f"or a grid such as karras:10 ({', '.join(GRIDS)})"
+        )
     return list(spaced(schedule.num_timesteps, name))
+
+
+def spelled(steps: str) -> str:
+    """A grid's text in the one spelling that names it: LOG_SNR: 10 is log-snr:10."""
+    return "".join(steps.split()).lower().replace("_", "-")
+
+
+def _numbers(steps: Sequence[int | float]) -> list[int | float]:
+    """Timesteps as numbers of Python's, whatever they came in."""
+    try:
+        values = np.asarray(steps)
+        is_list = values.ndim == 1 and bool(np.isfinite(values).all())
+    except (TypeError, ValueError, RuntimeError):
+        is_list = False
+    if not is_list:
+        raise ValueError(
+            f"steps {one_line(steps, 60)}: give a number of links, a grid as text (karras:10), or a list of timesteps"
+        )
+    numbers: list[int | float] = values.tolist()
+    return numbers
 
 
 def _range(schedule: Schedule, num: int) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -129,6 +131,22 @@ class DiffusionModel(NetworkModel):
         alpha, sigma = self.schedule.alpha_sigma(t, x_t)
         return Prediction(x_t, self._x0(x_t, output.mean, alpha, sigma), alpha, sigma, self._var_frac(t, alpha, output))
 
+    def with_identity_attention(self, layers: Sequence[str]) -> DiffusionModel:
+        """This model around `network.with_identity_attention(layers)`, the same weights with some attention maps
+        replaced by the identity. Class names and precision are those of now.
+
+        Raises ValueError for a network without that method, and for layers that it does not have.
+        """
+        perturb = getattr(self.network, "with_identity_attention", None)
+        if perturb is None:
+            raise ValueError(
+                f"the network, a {type(self.network).__name__}, cannot have its attention perturbed: use a UNet, or "
+                "give it a method with_identity_attention(layers) -> network"
+            )
+        model = copy.copy(self)
+        model._modules = {**self._modules, "network": perturb(layers)}
+        return model
+
     def target(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
         """What the mean half is trained to return at x_t = q_sample(x0, t, eps): eps, x0, v, EDM's F, or eps - x0."""
         if self.mean == "eps":
@@ -206,17 +224,15 @@ class NoisyClassifier(NetworkModel):
             logits = self.network(x_t, per_image(t, x_t, self.time_scale))
         return logits.to(x_t.dtype)
 
-    def log_prob(self, x_t: Tensor, t: Time, label: Tensor) -> Tensor:
-        """log p(label | x_t, t), (N,); 0 where the label is -1. Raises ValueError for a label that it does not know."""
-        log_probs = self(x_t, t).log_softmax(dim=-1)
-        label = torch.as_tensor(label, device=x_t.device).expand(len(x_t))
-        if label.device.type == "cpu" and bool(((label < -1) | (label >= log_probs.shape[1])).any()):
-            wrong = int(label[(label < -1) | (label >= log_probs.shape[1])][0])
-            raise ValueError(f"label {wrong} is no class of this classifier: give 0 to {log_probs.shape[1] - 1}")
-        selected = log_probs.gather(1, label.clamp(min=0)[:, None])[:, 0]
-        return torch.where(label < 0, torch.zeros_like(selected), selected)
+    def log_prob(self, x_t: Tensor, t: Time, label: Tensor, temperature: float = 1.0) -> Tensor:
+        """log p(label | x_t, t), (N,); 0 where the label is -1. Raises ValueError for a label that it does not know.
 
-    def grad_log_prob(self, x_t: Tensor, t: Time, label: Tensor) -> Tensor:
+        temperature: of the softmax, which divides the logits (Guo et al. 2017, section 4.2); 1 is as trained.
+        """
+        logits = self(x_t, t)
+        return of_label((logits if temperature == 1 else logits / temperature).log_softmax(dim=-1), label)
+
+    def grad_log_prob(self, x_t: Tensor, t: Time, label: Tensor, temperature: float = 1.0) -> Tensor:
         """grad_{x_t} log p(label | x_t, t), of x_t's shape; images do not influence each other.
 
         Detached, unless gradients are enabled and x_t asks for them: then it can be differentiated again.
@@ -224,8 +240,20 @@ class NoisyClassifier(NetworkModel):
         differentiable = torch.is_grad_enabled() and x_t.requires_grad
         with torch.enable_grad():
             x = x_t if differentiable else x_t.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.log_prob(x, t, label).sum(), x, create_graph=differentiable)
+            log_prob = self.log_prob(x, t, label, temperature).sum()
+            (gradient,) = torch.autograd.grad(log_prob, x, create_graph=differentiable)
         return gradient
+
+
+def of_label(values: Tensor, label: Tensor) -> Tensor:
+    """The column of values (N, num_classes) that each label names, (N,); 0 for label -1. ValueError for no class."""
+    label = torch.as_tensor(label, device=values.device).expand(len(values))
+    # Looking at values on another device would wait for it.
+    if label.device.type == "cpu" and bool(((label < -1) | (label >= values.shape[1])).any()):
+        wrong = int(label[(label < -1) | (label >= values.shape[1])][0])
+        raise ValueError(f"label {wrong} is no class of this classifier: give 0 to {values.shape[1] - 1}")
+    selected = values.gather(1, label.clamp(min=0)[:, None])[:, 0]
+    return torch.where(label < 0, torch.zeros_like(selected), selected)
 
 
 def per_image(t: Time, x: Tensor, scale: float | None = None) -> Tensor:

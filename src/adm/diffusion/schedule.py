@@ -58,7 +58,8 @@ class Schedule:
         Between -1 and 0, where the log-SNR has no upper end, the noise-to-signal ratio falls linearly to 0.
         Raises IndexError above T - 1 or below -1.
         """
-        t = torch.as_tensor(t)
+        # A float would be read as float32.
+        t = torch.tensor(t, dtype=torch.float64) if isinstance(t, float) else torch.as_tensor(t)
         device, t = t.device, t.to("cpu")
         if bool((t < -1).any()) or bool((t > self.num_timesteps - 1).any()):
             raise IndexError(f"timestep {t.tolist()} is outside -1..{self.num_timesteps - 1}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,13 +13,17 @@ from adm.diffusion.condition import Condition
 from adm.diffusion.model import Denoiser
 from adm.diffusion.prediction import GuidanceGradient, Prediction
 from adm.diffusion.schedule import Schedule, Time
+from adm.guidance._fit import check_fits
 from adm.guidance._protocol import GuidedDenoiser, Stage
 
 __all__ = ["ClassifierGuidance"]
 
 
 class Classifier(Protocol):
-    """What can guide: the gradient of log p(label | x_t, t), and the schedule that it was trained for, if known."""
+    """What can guide: the gradient of log p(label | x_t, t), and the schedule that it was trained for, if known.
+
+    grad_log_prob may take a further argument `temperature`, which ClassifierGuidance gives it when it is not 1.
+    """
 
     @property
     def schedule(self) -> Schedule | None: ...
@@ -31,16 +37,28 @@ class ClassifierGuidance:
 
     classifier: trained on the model's own schedule and image size; another is refused with a ValueError, one that
     does not say is accepted; what is no classifier is refused at once. scale: 0 switches it off, without evaluations.
+    temperature: divides the logits before the softmax, so p(y | x_t, t) is proportional to exp(logit_y / temperature);
+    below 1 the classifier is surer than it was trained to be (adm.guidance.fit_temperature finds the honest one).
     Labels come from `Condition.label`; an image with label -1 is not guided.
     """
 
     classifier: Classifier
     scale: float = 1.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not hasattr(self.classifier, "grad_log_prob"):
             raise ValueError(
                 f"a {type(self.classifier).__name__} is no classifier: give an adm.NoisyClassifier, or adm.load one"
+            )
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(
+                f"temperature {self.temperature}: choose a positive number; 1 leaves the classifier as it is"
+            )
+        if self.temperature != 1 and not _takes_temperature(self.classifier):
+            raise ValueError(
+                f"the grad_log_prob of a {type(self.classifier).__name__} takes no temperature: leave it at 1, or give "
+                "that method an argument temperature"
             )
 
     @property
@@ -48,15 +66,15 @@ class ClassifierGuidance:
         return "gradient"
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
-        _check_fits(self.classifier, denoiser)
-        return denoiser if self.scale == 0 else _ClassifierGuided(denoiser, self.classifier, self.scale)
+        check_fits("classifier", self.classifier, denoiser)
+        return denoiser if self.scale == 0 else _ClassifierGuided(denoiser, self)
 
 
 class _ClassifierGuided(GuidedDenoiser):
-    def __init__(self, denoiser: Denoiser, classifier: Classifier, scale: float) -> None:
+    def __init__(self, denoiser: Denoiser, how: ClassifierGuidance) -> None:
         super().__init__(denoiser)
-        self.classifier = classifier
-        self.scale = scale
+        self.how = how
+        self.options = {} if how.temperature == 1 else {"temperature": how.temperature}
 
     def __call__(self, x_t: Tensor, t: Time, cond: Condition = Condition()) -> Prediction:
         prediction = self.denoiser(x_t, t, cond)
@@ -68,32 +86,12 @@ class _ClassifierGuided(GuidedDenoiser):
             raise ValueError("classifier guidance needs to know which class: give Condition(label=...)")
 
         def gradient(x: Tensor, t: Time) -> Tensor:
-            own = self.scale * self.classifier.grad_log_prob(x, t, label)
+            own = self.how.scale * self.how.classifier.grad_log_prob(x, t, label, **self.options)
             return own if others is None else others(x, t) + own
 
         return gradient
 
 
-def _check_fits(classifier: Classifier, denoiser: Denoiser) -> None:
-    schedule = getattr(classifier, "schedule", None)
-    if schedule is not None and not schedule.same_as(denoiser.schedule):
-        raise ValueError(
-            f"the classifier was trained for another noise schedule ({_described(schedule)}) than the model "
-            f"({_described(denoiser.schedule)}): use a classifier that was trained with the model's schedule"
-        )
-    ours, theirs = getattr(classifier, "image_shape", None), getattr(denoiser, "image_shape", None)
-    if ours is not None and theirs is not None and tuple(ours) != tuple(theirs):
-        raise ValueError(
-            f"the classifier was trained on images of {_size(ours)}, the model makes {_size(theirs)}: "
-            "use a classifier of the model's size"
-        )
-
-
-def _described(schedule: Schedule) -> str:
-    T = schedule.num_timesteps
-    return f"T = {T}, alpha_bar = {float(schedule.alpha_bar[T // 2]):.3g} half-way"
-
-
-def _size(shape: tuple[int, int, int]) -> str:
-    channels, height, width = shape
-    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
+def _takes_temperature(classifier: Classifier) -> bool:
+    parameters = inspect.signature(classifier.grad_log_prob).parameters.values()
+    return any(p.name == "temperature" or p.kind is p.VAR_KEYWORD for p in parameters)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from adm.diffusion.condition import Condition
 from adm.diffusion.model import Denoiser
-from adm.diffusion.prediction import Prediction
-from adm.diffusion.schedule import Time
-from adm.guidance._protocol import GuidedDenoiser, Stage
+from adm.guidance._bounded import Bounded, stage_of
+from adm.guidance._protocol import Stage
 
 __all__ = ["Clip"]
 
@@ -32,20 +30,10 @@ class Clip:
 
     @property
     def stage(self) -> Stage:
-        return "after" if self.after else "clip"
+        return stage_of(self.after)
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
-        return _Clipped(denoiser, self.limit, self.after)
+        return Bounded(denoiser, self.bound, self.after)
 
-
-class _Clipped(GuidedDenoiser):
-    def __init__(self, denoiser: Denoiser, limit: float, fold: bool) -> None:
-        super().__init__(denoiser)
-        self.limit = limit
-        self.fold = fold
-
-    def __call__(self, x_t: Tensor, t: Time, cond: Condition = Condition()) -> Prediction:
-        prediction = self.denoiser(x_t, t, cond)
-        if self.fold and prediction.guidance is not None:
-            prediction = prediction.fold(prediction.guidance(x_t, t))
-        return replace(prediction, x0=prediction.x0.clamp(-self.limit, self.limit))
+    def bound(self, x0: Tensor) -> Tensor:
+        return x0.clamp(-self.limit, self.limit)

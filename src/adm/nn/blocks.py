@@ -66,22 +66,28 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all pixels with a residual. x: (N, channels, H, W).
 
-    The rows of the qkv weight are laid out (q, k, v) x heads x channels of a head.
+    The rows of the qkv weight are laid out (q, k, v) x heads x channels of a head. Attribute to set: identity, where
+    every pixel attends to itself alone (Ahn et al. 2024, section 4), which leaves proj(v) of the branch.
     """
 
     def __init__(self, channels: int, num_heads: int, rescale: bool = False):
         super().__init__()
         self.num_heads = num_heads
         self.rescale = rescale
+        self.identity = False
         self.norm = GroupNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        q, k, v = split_heads(self.qkv(tokens), self.num_heads)
-        h = self.proj(attend(q, k, v))
+        h = self.proj(self.values(tokens) if self.identity else attend(*split_heads(self.qkv(tokens), self.num_heads)))
         return residual(x, h.transpose(1, 2).reshape(x.shape), self.rescale)
+
+    def values(self, tokens: Tensor) -> Tensor:
+        """v of each token, all heads side by side: the last third of qkv's rows."""
+        channels = self.proj.in_features
+        return F.linear(tokens, self.qkv.weight[-channels:], self.qkv.bias[-channels:])
 
 
 class Stage(nn.ModuleList):

@@ -1,5 +1,6 @@
 """The denoising UNet of ADM: base models and upsamplers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from .blocks import ResBlock, Stage
 from .encoder import Encoder, TimeEmbedding, TrunkConfig, attention, check_input, res_block
 from .layers import GroupNorm, Upsample, full_precision, zeroed
+from .perturbed import identity_attention
 
 __all__ = ["UNet", "UNetConfig"]
 
@@ -71,6 +73,11 @@ class UNet(nn.Module):
         emb = F.silu(emb)
         h, skips = self.encoder(self.with_low_res(x, low_res), emb)
         return self.out(self.decoder(h, skips, emb))
+
+    def with_identity_attention(self, layers: Sequence[str]) -> "UNet":
+        """This network, on the same weights, with some attention maps replaced by the identity, for perturbed-attention
+        guidance. layers: see `nn.perturbed.identity_attention`."""
+        return identity_attention(self, layers)
 
     def with_low_res(self, x: Tensor, low_res: Tensor | None) -> Tensor:
         """x; for an upsampler with the low-resolution image, brought to its size, as further channels."""

@@ -130,7 +130,8 @@ def explanation(error: OSError, verb: str, path: Path, needed: int | None = None
             return ResourceError(f"{start} ({space(path, needed)}). Free space, then run the same command again.")
         case errno.EFBIG:
             return ResourceError(
-                f"{start}{_size_limit()}. Raise the limit (ulimit -f), then run the same command again."
+                f"{start} ({_size_limit()}{space(path, needed)}). Raise the limit (ulimit -f), then run the same "
+                "command again."
             )
         case errno.EACCES | errno.EPERM:
             return UsageError(f"{start}. Choose a place where you may write, or change the permissions.")
@@ -141,7 +142,8 @@ def explanation(error: OSError, verb: str, path: Path, needed: int | None = None
                 f"{start}. Raise the limit of open files (ulimit -n), then run the same command again."
             )
         case _:
-            return ResourceError(f"{start}. Check the disk, then run the same command again.")
+            numbers = "" if needed is None else f" ({space(path, needed)})"
+            return ResourceError(f"{start}{numbers}. Check the disk, then run the same command again.")
 
 
 def space(path: Path, needed: int | None = None) -> str:
@@ -177,7 +179,7 @@ def _size_limit() -> str:
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    return "" if limit == resource.RLIM_INFINITY else f" (limit {num_bytes(limit)})"
+    return "" if limit == resource.RLIM_INFINITY else f"limit {num_bytes(limit)}, "
 
 
 # ---- partial files -------------------------------------------------------------------------------

@@ -53,8 +53,11 @@ def lock(path: _disk.PathLike, what: str | None = None) -> Iterator[Lock]:
         fd = _locked(path, what)
     try:
         held = Lock(path, what, secrets.token_hex(8))
-        with _disk.explained("lock", path):
-            _write_record(fd, held.token)
+        record = _record(held.token)
+        with _disk.explained("lock", path, len(record)):
+            _disk.truncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+            _disk.write(fd, record)
         yield held
     finally:
         with suppress(OSError):
@@ -81,12 +84,9 @@ def _is_named(fd: int, path: Path) -> bool:
         return False
 
 
-def _write_record(fd: int, token: str) -> None:
+def _record(token: str) -> bytes:
     since = datetime.now().isoformat(" ", "seconds")
-    record = {"pid": os.getpid(), "host": platform.node(), "since": since, "token": token}
-    _disk.truncate(fd, 0)
-    os.lseek(fd, 0, os.SEEK_SET)
-    _disk.write(fd, json.dumps(record).encode())
+    return json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since, "token": token}).encode()
 
 
 def _read_record(path: Path) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Union
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
@@ -43,6 +43,8 @@ def from_text(annotation: Any, text: str) -> Any:
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     if any(dataclasses.is_dataclass(member) for member in members(annotation)):
         raise NotFromText("a group of settings has no spelling of its own")
+    if any(Callable in (member, typing.get_origin(member)) for member in members(annotation)):
+        raise NotFromText("a function has no spelling")
     try:
         return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
     except PydanticSchemaGenerationError as error:

@@ -14,10 +14,13 @@ import torch
 
 from adm.runtime._launch import Launch
 from adm.runtime._meeting import Met
+from adm.runtime._watch import Watch
+from adm.runtime._watch_center import Center
+from adm.runtime._watch_other import Other
 from adm.runtime._wire import Member
 from adm.runtime.errors import PeerLostError, UsageError
 
-__all__ = ["check_launcher", "check_members", "start_groups", "stay_with_launcher"]
+__all__ = ["check_launcher", "check_members", "start_groups", "stay_with_launcher", "watch_over"]
 
 WORKING = timedelta(hours=12)
 """How long one process waits for what another is still computing; one that is gone is noticed at once."""
@@ -79,3 +82,10 @@ def stay_with_launcher(launch: Launch) -> int | None:
 def check_launcher(launcher: int | None) -> None:
     if launcher is not None and os.getppid() != launcher:
         raise PeerLostError(f"what started this process (pid {launcher}) is gone. Start all again.")
+
+
+def watch_over(met: Met, rank: int, launcher: int | None) -> Watch:
+    """The running watch of this process."""
+    watch: Watch = Center(met, rank, launcher) if rank == 0 else Other(met, rank, launcher)
+    watch.start()
+    return watch

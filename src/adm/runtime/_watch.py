@@ -2,7 +2,8 @@
 
 All talk to process 0. What only computes for long goes on saying so, from a thread of its own; one that was killed is
 missed at once, one that is stopped after `timeout`. The main thread may then wait inside a collective for ever: the
-thread says the one line and ends the process. No file suffers, see `runtime.files`.
+thread says the one line and ends the process. No file suffers, see `runtime.files`. Here is what all have in common;
+`_watch_center` is process 0's watch, `_watch_other` that of every other.
 """
 
 from __future__ import annotations
@@ -14,24 +15,20 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from adm.runtime._meeting import Met
-from adm.runtime._wire import Member, Wire
+from adm.runtime._wire import Member
 from adm.runtime.errors import PeerLostError
 from adm.runtime.text import one_line
 
-__all__ = ["WAITING", "Watch", "watch_over"]
+__all__ = ["GRACE", "SETTLE", "UNEXPECTED", "WAITING", "Watch"]
 
 TICK = 0.2
 SETTLE = 0.03
 """Seconds between the first death and the line about it: several may die together. torchrun stops all within 0.1."""
 GRACE = 5.0
 """Seconds for which one that failed may go on saying why."""
-LAST_WORD = 0.5
-"""Seconds in which the others should have heard the last word, and closed."""
-PATIENCE = 300.0
-"""Seconds without a new phase after which process 0 says for whom it waits."""
 WAITING = "waiting for "
 UNEXPECTED = 1
 """The exit code of an error that is none of ours: where another process failed before, a consequence of that."""
@@ -152,210 +149,3 @@ class Watch(threading.Thread, ABC):
 def _flush() -> None:
     with suppress(Exception):
         sys.stdout.flush()
-
-
-def watch_over(met: Met, rank: int, launcher: int | None) -> Watch:
-    """The running watch of this process."""
-    watch = _Center(met, rank, launcher) if rank == 0 else _Other(met, rank, launcher)
-    watch.start()
-    return watch
-
-
-class _Center(Watch):
-    """Process 0's."""
-
-    def __init__(self, met: Met, rank: int, launcher: int | None) -> None:
-        super().__init__(met, rank, launcher)
-        self.heard = dict.fromkeys(met.wires, 0.0)
-        self.last_phase = dict.fromkeys(met.wires, self.phase)
-        self.left: set[int] = set()
-        self.gone: dict[int, float] = {}
-        self.speaker: int | None = None
-        self.deadline = 0.0
-        self.notices = 0
-        self.waiting_since: tuple[str, float] = ("", 0.0)
-        for other, wire in met.wires.items():
-            self.selector.register(wire, selectors.EVENT_READ, other)
-
-    def leave(self) -> None:
-        with self._lock:
-            self.left.add(0)
-        self._over.wait()
-
-    def fail(self, code: int) -> None:
-        if self._grant(0):
-            self._tell(failed=0)
-            return
-        self.code = self.code if code == UNEXPECTED else code
-        time.sleep(3 * GRACE)  # the thread ends this process
-
-    def phases(self) -> str:
-        return ", ".join(f"{rank} in {phase}" for rank, phase in [(0, self.phase), *self.last_phase.items()][:8])
-
-    def _receive(self, rank: int) -> None:
-        wire = self.met.wires[rank]
-        try:
-            messages = wire.receive()
-        except (ConnectionError, ValueError):
-            self.selector.unregister(wire)
-            self.gone[rank] = self.clock.now
-            self.tick = SETTLE
-            return
-        self.heard[rank] = self.clock.now
-        for message in messages:
-            if "phase" in message:
-                self.last_phase[rank] = str(message["phase"])
-            elif "left" in message:
-                self.left.add(rank)
-            elif "failed" in message:
-                wire.send(speak=self._grant(rank))
-
-    def _grant(self, rank: int) -> bool:
-        """Whether `rank` is the one process that says why the job ends."""
-        with self._lock:
-            if self.speaker is None:
-                self.speaker, self.deadline = rank, self.clock.now + GRACE
-            return self.speaker == rank
-
-    def _say(self, phase: str) -> None:
-        self._tell(phase=phase)
-
-    def _tell(self, **message: Any) -> None:
-        for rank, wire in self.met.wires.items():
-            if rank not in self.gone:
-                wire.send(**message)
-
-    def _check(self) -> None:
-        now = self.clock.now
-        if self.speaker is not None:
-            # Only when it has said all, so that what launched it finds its exit code first.
-            if self.speaker in self.gone or now > self.deadline:
-                self._close(None)
-            return
-        if len(self.left) == self.this.size:
-            self._tell(over=True)
-            self._drain()
-            self._over.set()
-            return
-        dead = [rank for rank in self.gone if rank not in self.left]
-        if dead and now > min(self.gone[rank] for rank in dead) + SETTLE:
-            self._close(self._gone([(self.met.members[rank], self.last_phase[rank]) for rank in dead], frozen=False))
-        silent = [
-            rank
-            for rank, heard in self.heard.items()
-            if rank not in self.left and rank not in self.gone and now > heard + self.timeout
-        ]
-        if silent:
-            lost = [self.met.members[rank] for rank in silent]
-            for member in lost:
-                member.kill()
-            self._close(self._gone([(member, self.last_phase[member.rank]) for member in lost], frozen=True))
-        self._notice()
-
-    def _close(self, line: str | None) -> None:
-        """Ends all processes, this one with the line."""
-        if line is not None:  # before the launcher hears of it
-            self._print(line)
-        self._tell(end=True)
-        self._drain()
-        if self.speaker == 0:
-            self._over.set()  # it is ending already, of itself
-            return
-        self._end(None)
-
-    def _drain(self) -> None:
-        """Lets the others hear the last word: a connection that ends with something unread may lose it."""
-        deadline = time.monotonic() + LAST_WORD
-        while self.selector.get_map() and time.monotonic() < deadline:
-            for key, _ in self.selector.select(SETTLE):
-                self._receive(key.data)
-
-    def _notice(self) -> None:
-        """Says now and then for whom this process waits, be it inside an exchange of gradients."""
-        now, phase = self.clock.now, self.phase
-        if phase != self.waiting_since[0]:
-            self.waiting_since, self.notices = (phase, now), 0
-        if now - self.waiting_since[1] <= PATIENCE * (self.notices + 1):
-            return
-        self.notices += 1
-        busy = [
-            f"process {rank} at: {one_line(text, 60)}"
-            for rank, text in self.last_phase.items()
-            if rank not in self.left and text != phase and not text.startswith(WAITING)
-        ]
-        if busy:
-            minutes = f"{PATIENCE * self.notices / 60:g} minutes"
-            line = f"no news for {minutes}: process 0 is at: {one_line(phase, 60)}, {', '.join(busy[:4])}"
-            self._print(f"note: {line}.")
-
-
-class _Other(Watch):
-    """That of every other process."""
-
-    def __init__(self, met: Met, rank: int, launcher: int | None) -> None:
-        super().__init__(met, rank, launcher)
-        self.wire: Wire = met.wires[0]
-        self.heard = 0.0
-        self.center_phase = self.phase
-        self.failing: float | None = None
-        self.may_speak: bool | None = None
-        self._answered = threading.Event()
-        self.selector.register(self.wire, selectors.EVENT_READ, 0)
-
-    def leave(self) -> None:
-        self.wire.send(phase="the end")
-        self.wire.send(left=True)
-        self._over.wait()
-
-    def fail(self, code: int) -> None:
-        if self.failing is None and self.wire.send(failed=True):
-            self._answered.wait(GRACE)
-            if self.may_speak is not False:
-                return
-        self.code = self.code if code == UNEXPECTED else code
-        time.sleep(3 * GRACE)  # the thread ends this process, when the one that speaks has spoken
-        self._end(None)
-
-    def _receive(self, rank: int) -> None:
-        try:
-            messages = self.wire.receive()
-        except (ConnectionError, ValueError):
-            self._lost(frozen=False)
-            return
-        self.heard = self.clock.now
-        for message in messages:
-            if "phase" in message:
-                self.center_phase = str(message["phase"])
-            elif "speak" in message:
-                self.may_speak = bool(message["speak"])
-                self._answered.set()
-            elif "failed" in message:
-                self.failing = self.clock.now
-            elif "over" in message:
-                self._over.set()
-            elif "end" in message and not self.may_speak:
-                self._end(None)
-
-    def _say(self, phase: str) -> None:
-        self.wire.send(phase=phase)
-
-    def _check(self) -> None:
-        if self._over.is_set():
-            return
-        if self.failing is not None and self.clock.now > self.failing + 2 * GRACE:
-            self._end(None)
-        if self.clock.now > self.heard + self.timeout:
-            self._lost(frozen=True)
-
-    def _lost(self, frozen: bool) -> None:
-        """Process 0 is gone: the first process of each machine says so, and the first of its own."""
-        if self._over.is_set() or self.may_speak:
-            self._over.set()
-            return
-        if self.failing is not None:
-            self._end(None)
-        center = self.met.members[0]
-        if frozen:
-            center.kill()
-        speaks = self.this.rank == 1 or self._is_first_here()
-        self._end(self._gone([(center, self.center_phase)], frozen) if speaks else None)

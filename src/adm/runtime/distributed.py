@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -223,8 +225,7 @@ def join(
         yield World()
         return
     from adm.runtime._meeting import meet
-    from adm.runtime._start import check_launcher, check_members, start_groups, stay_with_launcher
-    from adm.runtime._watch import watch_over
+    from adm.runtime._start import check_launcher, check_members, start_groups, stay_with_launcher, watch_over
 
     device = torch.device("cpu") if device is None else device
     if device.type == "mps":
@@ -245,9 +246,10 @@ def join(
     except SystemExit:  # the others see that it is gone
         raise
     except BaseException as error:
-        if isinstance(error, RuntimeError):
-            watch.verdict(CONSEQUENCE)
-        watch.fail(_exit_code(error))
+        with _unhurried():
+            if isinstance(error, RuntimeError):
+                watch.verdict(CONSEQUENCE)
+            watch.fail(_exit_code(error))
         raise
     else:
         _leave(watch)
@@ -259,6 +261,19 @@ def _leave(watch: Watch) -> None:
     watch.phase = "the end"
     distributed.destroy_process_group()
     watch.leave()  # process 0 last, whose store the others use until then
+
+
+@contextmanager
+def _unhurried() -> Iterator[None]:
+    """Within it SIGTERM does nothing: torchrun sees a death when we do, and may send it before we have said whose."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that is none of Python's
 
 
 def _seconds(timeout: float | None) -> float:

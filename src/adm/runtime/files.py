@@ -188,7 +188,7 @@ def require_space(path: _disk.PathLike, needed: int) -> None:
     free = _disk.free_bytes(_disk.absolute(path))
     if free is not None and free < needed:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise _disk.explanation(full, "write", _disk.absolute(path), needed)
+        raise _disk.explanation(full, "write", _disk.absolute(path), needed) from full
 
 
 def require_writable(path: _disk.PathLike) -> None:

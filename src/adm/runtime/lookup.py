@@ -21,7 +21,7 @@ from adm.runtime.config import NotFromText, from_text
 from adm.runtime.errors import AdmError, UsageError
 from adm.runtime.text import nearest, one_line, split_list
 
-__all__ = ["Resolve", "Spec", "available", "build", "find", "parse_spec"]
+__all__ = ["Resolve", "Spec", "arguments", "available", "build", "find", "parse_spec"]
 
 Resolve = Callable[[Any, str], object]
 """(annotation, text) -> the object of that type which the text names, such as a model by its path."""
@@ -128,12 +128,12 @@ def build(room: str, spec: str, resolve: Resolve | None = None, given: Mapping[s
     """
     parsed = parse_spec(spec)
     component = find(room, parsed.name)
-    arguments = _arguments(component)
-    _refuse_unknown(parsed, arguments)
-    values = {name: value for name, value in (given or {}).items() if name in arguments}
+    known = arguments(component)
+    _refuse_unknown(parsed, known)
+    values = {name: value for name, value in (given or {}).items() if name in known}
     for name, text in parsed.options.items():
-        values[name] = _value(parsed.name, name, arguments[name].annotation, text, resolve)
-    for name, argument in arguments.items():
+        values[name] = _value(parsed.name, name, known[name].annotation, text, resolve)
+    for name, argument in known.items():
         if name not in values and argument.default is argument.empty:
             raise UsageError(f"{one_line(parsed.name)} needs {name!r}. Write {one_line(parsed.name)}:{name}=...")
     try:
@@ -142,7 +142,7 @@ def build(room: str, spec: str, resolve: Resolve | None = None, given: Mapping[s
         raise UsageError(f"{one_line(parsed.name)}: {one_line(error, 200)}") from error
 
 
-def _arguments(component: Any) -> dict[str, inspect.Parameter]:
+def arguments(component: Any) -> dict[str, inspect.Parameter]:
     """The constructor's arguments by name, annotations evaluated where each was written."""
     target = component.__init__ if inspect.isclass(component) else component
     hints = typing.get_type_hints(component if dataclasses.is_dataclass(component) else target, include_extras=True)
@@ -153,11 +153,11 @@ def _arguments(component: Any) -> dict[str, inspect.Parameter]:
     }
 
 
-def _refuse_unknown(spec: Spec, arguments: Mapping[str, object]) -> None:
+def _refuse_unknown(spec: Spec, known: Mapping[str, object]) -> None:
     for name in spec.options:
-        if name not in arguments:
-            choice = f"It has {', '.join(arguments)}." if arguments else "It has no options."
-            guess = nearest(name, arguments)
+        if name not in known:
+            choice = f"It has {', '.join(known)}." if known else "It has no options."
+            guess = nearest(name, known)
             raise UsageError(
                 f"{one_line(spec.name)} has no option {one_line(name, 40)!r}{guess} {one_line(choice, 120)}"
             )

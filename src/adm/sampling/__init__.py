@@ -2,7 +2,7 @@
 
 from adm.sampling._loop import StepEvent, sample, timesteps_for
 from adm.sampling._noise import Noise, RecordedNoise, SeededNoise
-from adm.sampling._protocol import Denoise, Draw, Sampler, State
+from adm.sampling._protocol import Denoise, Draw, Sampler, State, guided
 
 __all__ = [
     "Denoise",
@@ -13,6 +13,7 @@ __all__ = [
     "SeededNoise",
     "State",
     "StepEvent",
+    "guided",
     "sample",
     "timesteps_for",
 ]

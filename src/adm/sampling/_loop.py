@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,8 +25,8 @@ __all__ = ["StepEvent", "sample", "timesteps_for"]
 class StepEvent:
     """What `on_step` sees after step i from t to s.
 
-    prediction: what the denoiser returned first, at (x_t, t); guidance travels with it and is not folded in. None if
-    the sampler did not ask.
+    prediction: what the denoiser returned first, at (x_t, t), or above it where the sampler churns; guidance travels
+    with it and is not folded in. None if the sampler did not ask.
     """
 
     i: int
@@ -95,12 +96,21 @@ def fresh(denoiser: Denoiser) -> Denoiser:
 
 def timesteps_for(sampler: Sampler, schedule: Schedule, steps: Steps) -> list[int | float]:
     """The timesteps of a chain for this sampler: N means its own grid, or `spaced(T, N)`; all else `timesteps_of`."""
-    if isinstance(steps, str) and steps.strip().isdecimal():
-        steps = int(steps)
-    if not isinstance(steps, int):
-        return timesteps_of(schedule, steps)
+    num = _number(steps)
+    if num is None:
+        return timesteps_of(schedule, steps)  # type: ignore[arg-type]
     grid = getattr(sampler, "timesteps", None)
-    return list(grid(schedule, steps) if grid is not None else spaced(schedule.num_timesteps, steps))
+    return list(grid(schedule, num) if grid is not None else spaced(schedule.num_timesteps, num))
+
+
+def _number(steps: Steps) -> int | None:
+    """The number of links that is asked for, None for a grid."""
+    if isinstance(steps, str):
+        return int(steps) if steps.strip().isdecimal() else None
+    try:
+        return operator.index(steps)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _check(denoiser: Denoiser, chain: Chain, cond: Condition, shape: tuple[int, ...], x: Tensor | None) -> None:

@@ -12,12 +12,14 @@ from adm.checkpoints import store
 from adm.checkpoints.load import locate
 from adm.checkpoints.model_document import Model, ScheduleConfig, make_schedule
 from adm.checkpoints.presets import preset_spec
+from adm.diffusion.grids import Steps
 from adm.diffusion.model import DiffusionModel, NoisyClassifier
 from adm.nn import ClassifierConfig, EncoderClassifier, UNet, UNetConfig
 from adm.nn.cost import Cost, cost
 from adm.runtime import lookup
 from adm.runtime.text import num_bytes, shown_path
 from adm.studies._plan_probe import STEPS, WARM_UP, ProbeFailed, probe_sampling
+from adm.studies._resolve import resolver
 from adm.studies.choices import choose
 from adm.studies.generate import Request, prepare
 from adm.studies.named_models import (
@@ -57,7 +59,7 @@ class SamplingPlan:
 
 def open_request(
     model: str,
-    steps: int | None,
+    steps: Steps | None,
     sampler: str,
     guidance: Sequence[str],
     weights: str = "ema",
@@ -69,12 +71,12 @@ def open_request(
     guides: list[Model] = []
     names: list[str] = []
 
-    def resolve(annotation: Any, text: str) -> Model:
-        classifies = hasattr(annotation, "grad_log_prob")
+    def load_guide(text: str, classifies: bool) -> Model:
         guides.append(_released(text, device) or (load_classifier if classifies else load_diffusion)(text, device))
         names.append(text)
         return guides[-1]
 
+    resolve = resolver(load_guide)
     preset = named_preset(model)
     if preset is not None:
         refuse_other_kind(preset)
@@ -115,7 +117,7 @@ def absent(name: str) -> bool:
 def plan_sampling(
     model: str,
     num: int,
-    steps: int | None,
+    steps: Steps | None,
     sampler: str,
     guidance: Sequence[str],
     device: torch.device,

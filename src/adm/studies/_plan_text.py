@@ -18,7 +18,7 @@ def training_text(plan: TrainingPlan) -> str:
         ("parameters", f"{cost.num_parameters:,}"),
         ("operations", f"{flops(cost.forward_flops)} to evaluate an image; {flops(cost.step_flops)} to train on it"),
         ("", f"{flops(cost.step_flops * loop.batch_size)} a step"),
-        ("memory by shapes", f"{num_bytes(cost.peak)} with {cost.microbatch} image(s) at once:"),
+        (f"memory{_of_each(plan)} by shapes", f"{num_bytes(cost.peak)} with {cost.microbatch} image(s) at once:"),
         (
             "",
             f"weights {num_bytes(cost.weights)}, gradients {num_bytes(cost.gradients)}, "
@@ -26,7 +26,7 @@ def training_text(plan: TrainingPlan) -> str:
         ),
     ]
     if plan.memory is not None:
-        rows.append(("memory measured", f"{num_bytes(plan.memory)}{_at_once(plan)}"))
+        rows.append((f"memory{_of_each(plan)} measured", f"{num_bytes(plan.memory)}{_at_once(plan)}"))
     rows += [(f"{plan.device} has left", "not known" if plan.available is None else num_bytes(plan.available))]
     rows += _what_fits(plan)
     rows.append(("disk", f"{num_bytes(plan.disk)}; {num_bytes(cost.checkpoint)} a checkpoint"))
@@ -41,7 +41,13 @@ def training_text(plan: TrainingPlan) -> str:
     if plan.parts:
         rows.append(("time in all", duration(sum(plan.parts.values()))))
         rows.append(("", ", ".join(f"{what} {duration(seconds)}" for what, seconds in plan.parts.items() if seconds)))
-    return "\n".join([headline(plan.config, plan.device)[0], *_table(rows), *(f"note: {note}" for note in plan.notes)])
+    return "\n".join(
+        [
+            headline(plan.config, plan.device, plan.processes)[0],
+            *_table(rows),
+            *(f"note: {note}" for note in plan.notes),
+        ]
+    )
 
 
 def sampling_text(plan: SamplingPlan, model: str) -> str:
@@ -68,6 +74,10 @@ def sampling_text(plan: SamplingPlan, model: str) -> str:
         rows.append(("time in all", f"{duration(plan.seconds)}, {plan.num / plan.seconds:.3g} images/s"))
     first = f"sampling {plan.num} image(s) of {model}: {plan.steps} steps, {plan.batch_size} at once, on {plan.device}"
     return "\n".join([first, *_table(rows), *(f"note: {note}" for note in plan.notes)])
+
+
+def _of_each(plan: TrainingPlan) -> str:
+    return " of each" if plan.processes > 1 else ""
 
 
 def _at_once(plan: TrainingPlan) -> str:

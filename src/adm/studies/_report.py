@@ -14,7 +14,7 @@ import jinja2
 from adm.runtime import files
 from adm.runtime.errors import UsageError
 
-__all__ = ["Column", "Figure", "Report", "Row", "Table", "render", "text_table", "write_report"]
+__all__ = ["Column", "Figure", "Report", "Row", "Table", "markdown", "render", "text_table", "write_report"]
 
 Value = float | int | str | None
 
@@ -54,6 +54,7 @@ class Table:
     rows: Sequence[Row]
     corner: str = "samples"
     caption: str = ""
+    title: str = "The numbers"
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -85,7 +86,7 @@ class Report:
 
     ``highlights``: (number, what it is) pairs for the top. ``guide``: (word, explanation) pairs on how to
     read the rest. ``conditions``: what someone needs to know to repeat or compare it. The first figure stands
-    above the table.
+    above the table, ``more`` tables behind the other figures.
     """
 
     title: str
@@ -95,6 +96,7 @@ class Report:
     conditions: Mapping[str, object]
     guide: Sequence[tuple[str, str]] = ()
     highlights: Sequence[tuple[str, str]] = ()
+    more: Sequence[Table] = ()
 
 
 def write_report(path: Path, report: Report) -> list[Path]:
@@ -130,6 +132,24 @@ def text_table(table: Table) -> str:
         cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         lines.append("  ".join([line[0].ljust(widths[0]), *cells]).rstrip())
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown, its pictures by their places beside it."""
+    parts = [f"# {report.title}", *report.summary]
+    parts += [f"![{figure.alt}](pictures/{figure.name}.png)\n\n{figure.caption}" for figure in report.figures]
+    for table in (report.table, *report.more):
+        parts += [f"## {table.title}", *([table.caption] if table.caption else []), markdown_table(table)]
+    pairs = [*report.guide, *((c.title, c.meaning) for c in report.table.columns if c.meaning)]
+    parts += ["## How to read this", "\n".join(f"* **{word}**: {text}" for word, text in pairs)] if pairs else []
+    parts += ["## Conditions", "\n".join(f"* {name}: {value}" for name, value in report.conditions.items())]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    grid = [[table.corner, *(column.title for column in table.columns)], ["---"] * (1 + len(table.columns))]
+    grid += [[row.name, *cells] for row, cells in table.shown()]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in grid)
 
 
 def _shown_size(png: bytes) -> tuple[int, int]:

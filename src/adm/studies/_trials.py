@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from adm.runtime import files
 from adm.runtime.distributed import World
 from adm.runtime.errors import DamagedError, StoppedError
+from adm.runtime.text import shown_path
 
 __all__ = ["Summary", "Trial", "run_trials", "summaries"]
 
@@ -42,6 +43,15 @@ class Summary:
     spread: Mapping[str, float | None]
     by_seed: Mapping[int, Values]
 
+    def show(self, name: str, form: str) -> str:
+        """ "1.23 ± 0.04", without the deviation for one seed."""
+        spread, mean = self.spread[name], format(self.mean[name], form)
+        return mean if spread is None else f"{mean} ± {format(spread, form)}"
+
+    def of(self, name: str) -> dict[int, float]:
+        """One value by seed."""
+        return {seed: values[name] for seed, values in self.by_seed.items()}
+
     def wins(self, name: str, other: Summary, higher_is_better: bool) -> int:
         """Under how many of the seeds this one is better than the other."""
         sign = 1 if higher_is_better else -1
@@ -54,22 +64,42 @@ def run_trials(
     measure: Callable[[Trial], Values],
     world: World = World(),
     stop_requested: Callable[[], bool] = lambda: False,
+    share_by: Callable[[Trial], object] = lambda trial: trial.key,
 ) -> list[Values]:
     """The values of each trial, measured now or read from `out` where they were before.
 
-    Process r of n takes every n-th trial, from r; all return all values. Raises StoppedError between two trials.
+    share_by: trials for which it is the same, such as those that sample one trained model, are one process's. Process r
+    of n takes every n-th of these groups, from r; all return all values. When a process is asked to stop, each finishes
+    its trial, and all raise StoppedError.
     """
     folder = out / "trials"
-    for trial in trials[world.rank :: world.size]:
-        if stored(folder, trial) is not None:
-            continue
-        if stop_requested():
-            raise StoppedError("stopped between two trials; run the same command to continue.")
-        values = {name: float(value) for name, value in measure(trial).items()}
-        files.write_json(path_of(folder, trial), {"recipe": trial.recipe, "values": values})
-    world.wait("the trials of the other processes")
-    found = [stored(folder, trial) for trial in trials]
-    return [values for values in found if values is not None]
+    groups = list(dict.fromkeys(share_by(trial) for trial in trials))
+    mine = set(groups[world.rank :: world.size])
+    stopped = None
+    try:
+        for trial in trials:
+            if share_by(trial) in mine and stored(folder, trial) is None:
+                if stop_requested():
+                    raise StoppedError("stopped between two trials; run the same command to continue.")
+                values = {name: float(value) for name, value in measure(trial).items()}
+                files.write_json(path_of(folder, trial), {"recipe": trial.recipe, "values": values})
+    except StoppedError as error:
+        stopped = error
+    world.phase("the trials of the other processes")
+    if world.any(stopped is not None):  # where all meet, so that none waits for one that has left
+        raise stopped or StoppedError("another process was stopped; run the same command to continue.")
+    return [read(folder, trial) for trial in trials]
+
+
+def read(folder: Path, trial: Trial) -> Values:
+    """What another process, or this one, has just stored."""
+    values = stored(folder, trial)
+    if values is None:
+        raise DamagedError(
+            f"{shown_path(path_of(folder, trial))}: is missing or unreadable although it was just written. "
+            "Check that all processes see the same directory, and run the same command again."
+        )
+    return values
 
 
 def stored(folder: Path, trial: Trial) -> Values | None:

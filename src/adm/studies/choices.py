@@ -11,9 +11,11 @@ from adm.diffusion.grids import Steps
 from adm.diffusion.schedule import Schedule
 from adm.guidance import Guidance
 from adm.runtime import lookup
+from adm.runtime._spelling import spelled
 from adm.runtime.errors import UsageError
 from adm.runtime.text import one_line
 from adm.sampling import Sampler, timesteps_for
+from adm.studies._resolve import nested_options, unwrapped, words_of
 
 __all__ = ["Choice", "choose", "default_steps", "full_spec"]
 
@@ -58,14 +60,14 @@ def choose(
 ) -> Choice:
     """Fill in what is open by the preset behind a model.
 
-    A spec `classifier` without a classifier takes the preset's; without a scale, that one's recommended scale. steps:
-    None takes those of this sampler. name: the model's, for errors. Raises UsageError for a model without a classifier
-    of its own.
+    A spec `classifier`, also inside of another guidance, without a classifier takes the preset's; without a scale, that
+    one's recommended scale. steps: None takes those of this sampler. name: the model's, for errors. Raises UsageError
+    for a model without a classifier of its own.
     """
     rule = _name_of(sampler)
     chosen: list[tuple[str, str | None]] = []
     completed = [_completed(g, preset, name, rule, chosen) if isinstance(g, str) else g for g in guidance]
-    is_guided = any(isinstance(g, str) and lookup.parse_spec(g).name == "classifier" for g in guidance)
+    is_guided = any(isinstance(g, str) and "classifier" in words_of(g) for g in guidance)
     released = None if preset is None else _recommended(preset, rule, is_guided)
     if steps is None and released is not None:
         steps = released.steps
@@ -76,9 +78,13 @@ def choose(
 def _completed(text: str, preset: Preset | None, name: str, rule: str, chosen: list[tuple[str, str | None]]) -> str:
     """The spec with the classifier and scale that it leaves open, which are noted in `chosen`."""
     spec = lookup.parse_spec(text)
+    options = dict(spec.options)
+    if inner := nested_options(text):
+        for option in inner:
+            options[option] = f"({_completed(unwrapped(options[option]), preset, name, rule, chosen)})"
+        return _spec_text(spec.name, options)
     if spec.name != "classifier":
         return text
-    options = dict(spec.options)
     if "classifier" not in options:
         if preset is None or preset.classifier is None:
             raise UsageError(
@@ -136,9 +142,13 @@ def full_spec(room: str, text: str) -> str:
     """The spec with the defaults of all options that text can spell: what a set was made with, whatever they become."""
     spec = lookup.parse_spec(text)
     options = dict(spec.options)
+    for option in nested_options(text) if room == "guidance" else ():
+        options[option] = f"({full_spec(room, unwrapped(options[option]))})"
     for name, argument in inspect.signature(lookup.find(room, spec.name)).parameters.items():
         if isinstance(argument.default, bool):
             options.setdefault(name, str(argument.default).lower())
         elif isinstance(argument.default, (int, float, str)):
             options.setdefault(name, str(argument.default))
+        elif isinstance(argument.default, tuple):
+            options.setdefault(name, f"({spelled(argument.default)})")
     return _spec_text(spec.name, options)

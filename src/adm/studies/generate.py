@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adm.checkpoints.load import locate
+from adm.checkpoints.load import fingerprint, load, locate
 from adm.checkpoints.model_document import Model
 from adm.checkpoints.presets import Preset
 from adm.data import to_uint8
@@ -23,11 +23,14 @@ from adm.diffusion.grids import Steps
 from adm.diffusion.model import Denoiser, DiffusionModel, NoisyClassifier
 from adm.guidance import Guidance, guide
 from adm.guidance.clip import Clip
-from adm.runtime import lookup
+from adm.runtime import files, lookup
 from adm.runtime.errors import UsageError
 from adm.runtime.randomness import MAX_SEED
 from adm.runtime.text import shown_path
-from adm.sampling import Sampler, SeededNoise, sample, timesteps_for
+from adm.sampling import Sampler, SeededNoise, sample
+from adm.studies._chains import chain_for, grid_file, grid_name, read_grid
+from adm.studies._cost import Cost, counted, models_in
+from adm.studies._resolve import resolver
 from adm.studies.choices import choose, default_steps, full_spec
 from adm.studies.labels import labels_in_turn
 from adm.studies.named_models import (
@@ -35,7 +38,6 @@ from adm.studies.named_models import (
     as_diffusion,
     as_upsampler,
     load_classifier,
-    load_diffusion,
     named_preset,
     read_with_preset,
     refuse_other_kind,
@@ -62,9 +64,10 @@ class Request:
 
     denoiser: the model under its guidances. classes: names of the classes that labels may name (empty: no names).
     num_classes: how many there are; None if no model here knows classes. is_guided: whether a guidance may ask for
-    labels even so. guides: checkpoints of the models that guidances named. Of a model that was named: name, the
-    preset's or its directory's; checkpoint; preset, if it is one; guidance, in full; said, what was chosen for the
-    user, in a line.
+    labels even so. guides: checkpoints of the models that guidances named. models: the model, and all that guide. grid:
+    the name of the chain's, None for the sampler's own. null_label: whether the model is also asked without its label.
+    Of a model that was named: name, the preset's or its
+    directory's; checkpoint; preset, if it is one; guidance, in full; said, what was chosen for the user, in a line.
     """
 
     model: DiffusionModel
@@ -75,6 +78,9 @@ class Request:
     num_classes: int | None
     is_guided: bool
     guides: tuple[Path, ...]
+    models: tuple[Model, ...] = ()
+    grid: str | None = None
+    null_label: bool = False
     name: str = ""
     checkpoint: Path | None = None
     preset: Preset | None = None
@@ -84,10 +90,11 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images index .. index + n: uint8 (n, H, W, C)."""
+    """Images index .. index + n: uint8 (n, H, W, C). cost: of each, in evaluations."""
 
     index: int
     images: NDArray[np.uint8]
+    cost: Cost = field(default_factory=Cost)
 
 
 def generate(
@@ -104,10 +111,11 @@ def generate(
     """Images of a model, uint8 (n, H, W, C).
 
     model: what `adm.load` takes, or a model. labels: class names or numbers, one for each image; n is their number,
-    or num, and then they are taken in turn. steps: a number of links, a grid ("karras:10", "ddim25", "10,10,15") or
-    timesteps; None takes those that were released with a preset for this sampler, else 250 of ddpm, 50 of ddim and 25
-    of others. guidance: specs or objects; "classifier" alone means the preset's classifier and its scale. Image k
-    depends on seed + k. x_0 is clamped to [-1, 1], unless a guidance of the stage "clip" is given. Raises UsageError.
+    or num, and then they are taken in turn. steps: a number of links, a grid ("karras:10", "ddim25", "10,10,15", or
+    the .json of one that was fitted) or timesteps; None takes those that were released with a preset for this sampler,
+    else 250 of ddpm, 50 of ddim and 25 of others. guidance: specs or objects; "classifier" alone means the preset's
+    classifier and its scale. Image k depends on seed + k. x_0 is clamped to [-1, 1], unless a guidance of the stage
+    "clip" is given. Raises UsageError.
     """
     if isinstance(model, DiffusionModel):
         choice = choose(None, "a model that is passed as an object", sampler, steps, guidance)
@@ -147,6 +155,9 @@ def prepare_named(
     choice = choose(preset, shown, sampler, steps, guidance)
     require_presets(model, choice.guidance)
     request = prepare(loaded, choice.steps, sampler, choice.guidance, precision, kind)
+    for note in (_untrained_null_label(request, checkpoint), _other_models_grid(choice.steps, checkpoint, shown)):
+        if note is not None:
+            warnings.warn(note, stacklevel=2)
     return replace(
         request,
         name=checkpoint.name if named is None else named.name,
@@ -155,6 +166,28 @@ def prepare_named(
         guidance=tuple(full_spec("guidance", spec) for spec in choice.guidance if isinstance(spec, str)),
         said=choice.said(len(request.chain)),
     )
+
+
+def _untrained_null_label(request: Request, checkpoint: Path) -> str | None:
+    """A note when a run never saw the null label that its guidance asks about."""
+    if not request.null_label or not (checkpoint / "config.json").is_file():
+        return None
+    config = files.read_json(checkpoint / "config.json")
+    if not isinstance(config, Mapping) or config.get("label_dropout") != 0:
+        return None
+    return (
+        "the model was trained with label_dropout=0 and has never seen an image without a label, which the guidance "
+        "asks about. Train with --set label_dropout=0.1, or give the guidance an unconditional model (model=RUN)"
+    )
+
+
+def _other_models_grid(steps: Steps | None, checkpoint: Path, shown: str) -> str | None:
+    """A note when the grid in a file was fitted to other weights."""
+    file = grid_file(steps)
+    grid = None if file is None else read_grid(file)
+    if file is None or grid is None or grid.model_sha256 == fingerprint(checkpoint):
+        return None
+    return f"the timesteps in {shown_path(file)} were fitted to other weights ({grid.model}) than those of {shown}"
 
 
 def prepare(
@@ -175,35 +208,60 @@ def prepare(
     rule: Sampler = lookup.build("sampling", sampler) if isinstance(sampler, str) else sampler
     paths: list[Path] = []
 
-    def resolve(annotation: Any, text: str) -> object:
+    def load_guide(text: str, classifies: bool) -> Model:
         paths.append(locate(text))
-        # What is asked for gradients is a classifier; any other model in a guidance is a denoiser.
-        kind = load_classifier if hasattr(annotation, "grad_log_prob") else load_diffusion
-        return kind(paths[-1], model.device or "cpu", name=text)
+        if classifies:
+            return load_classifier(paths[-1], model.device or "cpu", name=text)
+        return _CHECKS[kind](load(paths[-1], model.device or "cpu"), shown_path(text))
 
+    resolve = resolver(load_guide)
     guidances: list[Guidance] = [lookup.build("guidance", g, resolve) if isinstance(g, str) else g for g in guidance]
-    models = [model, *(value for g in guidances for value in vars(g).values() if isinstance(value, Model))]
+    models = models_in(model, *guidances)
+    _check_schedules(models)
+    if precision is not None:  # before guidances wrap the model: some make a second one of it
+        for other in models:
+            other.precision = torch.bfloat16 if precision == "bfloat16" else None
     if not any(getattr(g, "stage", None) == "clip" for g in guidances):
         guidances.append(Clip())
-    schedule = model.schedule
+    steps = default_steps(rule, model.schedule) if steps is None else steps
+    chain = chain_for(rule, model.schedule, steps)
     try:
-        chain = Chain(
-            schedule, timesteps_for(rule, schedule, default_steps(rule, schedule) if steps is None else steps)
-        )
         denoiser = guide(model, *guidances)
     except ValueError as error:
         raise UsageError(f"{error}.") from error
+    names, num_classes = _known_classes(models)
+    is_guided = any(getattr(g, "stage", None) not in ("clip", "after") for g in guidances)
+    return Request(
+        model,
+        denoiser,
+        chain,
+        rule,
+        names,
+        num_classes,
+        is_guided,
+        tuple(paths),
+        tuple(models),
+        grid_name(rule, chain, steps),
+        any(map(_asks_null_label, guidances)),
+    )
+
+
+def _asks_null_label(guidance: object) -> bool:
+    """Whether this guidance, or one inside of it, contrasts the model with itself without a label."""
+    inner = [value for value in getattr(guidance, "__dict__", {}).values() if hasattr(value, "stage")]
+    if any(map(_asks_null_label, inner)):
+        return True
+    values = getattr(guidance, "__dict__", {})
+    is_contrast = type(guidance).__module__ in ("adm.guidance.classifier_free", "adm.guidance.apg")
+    return is_contrast and values.get("model") is None and values.get("weight") != 1
+
+
+def _check_schedules(models: Sequence[Model]) -> None:
     if any(other.schedule is None for other in models):
         warnings.warn(
             "the classifier does not say which noise schedule it was trained for: take care that it is the model's",
-            stacklevel=2,
+            stacklevel=3,
         )
-    if precision is not None:
-        for other in models:
-            other.precision = torch.bfloat16 if precision == "bfloat16" else None
-    names, num_classes = _known_classes(models)
-    is_guided = any(getattr(g, "stage", None) not in ("clip", "after") for g in guidances)
-    return Request(model, denoiser, chain, rule, names, num_classes, is_guided, tuple(paths))
 
 
 def _known_classes(models: Sequence[DiffusionModel | NoisyClassifier]) -> tuple[tuple[str, ...], int | None]:
@@ -245,16 +303,17 @@ def batches(
         small = None if low_res is None else low_res(range(start, start + count))[filled]
         cond = Condition(label=some if bool((some >= 0).any()) else None, low_res=small)
         noise = SeededNoise(range(seed + start, seed + start + size))
-        x = sample(
-            request.denoiser,
-            request.chain,
-            request.sampler,
-            noise,
-            (size, *shape),
-            cond,
-            on_step=lambda event, start=start: on_step(start, event.i),  # type: ignore[misc]
-        )
-        yield Batch(start, to_uint8(x[:count].cpu()).numpy())
+        with counted(request.denoiser, *request.models, images=size) as cost:
+            x = sample(
+                request.denoiser,
+                request.chain,
+                request.sampler,
+                noise,
+                (size, *shape),
+                cond,
+                on_step=lambda event, start=start: on_step(start, event.i),  # type: ignore[misc]
+            )
+        yield Batch(start, to_uint8(x[:count].cpu()).numpy(), cost)
 
 
 def resolve_labels(request: Request, labels: Sequence[int | str] | None, num: int | None) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adm.data import Dataset, center_crop, to_model_range
+from adm.data import Dataset, center_crop, class_numbers, to_model_range
 from adm.diffusion.chain import Chain
 from adm.diffusion.condition import Condition
 from adm.diffusion.likelihood import bits_per_dim
@@ -17,7 +17,6 @@ from adm.diffusion.schedule import spaced
 from adm.guidance import guide
 from adm.guidance.clip import Clip
 from adm.runtime.errors import DataError, UsageError
-from adm.runtime.text import nearest, one_line
 from adm.sampling import SeededNoise
 
 __all__ = ["conditions_line", "measure_likelihood"]
@@ -46,7 +45,7 @@ def measure_likelihood(
         raise DataError(
             f"{dataset.name}: {dataset.channels} channel(s), the model has {shape[0]}. Use its kind of data."
         )
-    numbers = class_numbers(model, dataset)
+    numbers = class_numbers(dataset, model.class_names, model.num_classes)
     count = len(dataset) if num is None else min(num, len(dataset))
     if count < 1 or batch_size < 1:
         raise UsageError("ask for at least 1 image and a batch of at least 1.")
@@ -106,26 +105,3 @@ def conditions_line(result: Mapping[str, Any], shape: tuple[int, int, int]) -> s
             f"{result['steps']} of {result['timesteps']} timesteps: another bound than that of all, compare only alike"
         )
     return "; ".join(parts)
-
-
-def class_numbers(model: DiffusionModel, dataset: Dataset) -> list[int]:
-    """The model's number for each class of the data, by name where both have names; empty when it takes no labels."""
-    names, known = dataset.class_names, model.class_names
-    if model.num_classes is None:
-        return []
-    if not names:
-        raise DataError(
-            f"{dataset.name}: no classes, but the model was trained with {model.num_classes}. "
-            "Put the images of each class into a folder of its own."
-        )
-    if not known:
-        if len(names) > model.num_classes:
-            raise DataError(f"{dataset.name}: {len(names)} classes, the model has {model.num_classes}. Use its data.")
-        return list(range(len(names)))
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise DataError(
-            f"{dataset.name}: the model knows no class {one_line(unknown[0], 40)!r}{nearest(unknown[0], known)} "
-            f"Its classes are {one_line(', '.join(known), 120)}."
-        )
-    return [known.index(name) for name in names]

@@ -14,9 +14,10 @@ from adm.checkpoints.model_document import Model
 from adm.checkpoints.presets import Preset, find_preset, is_preset
 from adm.diffusion.model import DiffusionModel, NoisyClassifier
 from adm.guidance import Guidance
-from adm.runtime import files, lookup
+from adm.runtime import files
 from adm.runtime.errors import UsageError
 from adm.runtime.text import shown_path
+from adm.studies._resolve import words_of
 
 __all__ = [
     "Kind",
@@ -125,7 +126,7 @@ def require_presets(model: str | Path, guidance: Sequence[str | Guidance] = ()) 
     one that is not whole."""
     names = [str(model)]
     for spec in guidance:
-        names += lookup.parse_spec(spec).options.values() if isinstance(spec, str) else ()
+        names += words_of(spec) if isinstance(spec, str) else ()
     presets = [preset for name in dict.fromkeys(names) if (preset := named_preset(name)) is not None]
     states = {preset.name: store.stored(store.artifact(preset)).state for preset in presets}
     missing = [name for name, state in states.items() if state in ("absent", "partial")]

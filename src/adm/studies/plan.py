@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,17 +10,14 @@ from pathlib import Path
 import torch
 
 from adm.data import Dataset
-from adm.data._loader import CACHE_BYTES
 from adm.runtime.device import available_memory
+from adm.runtime.errors import UsageError
 from adm.runtime.memory import container_left
 from adm.runtime.text import num_bytes
 from adm.studies._plan_probe import STEPS, WARM_UP, Probe, ProbeFailed, probe_training
-from adm.training.build import make_loader
-from adm.training.config import ClassifierTraining, TrainConfig
+from adm.studies._plan_time import evaluations, kept_images, time_of
+from adm.training.config import TrainConfig
 from adm.training.cost import TrainingCost, largest_batch, microbatch_that_fits, training_cost
-from adm.training.images import open_held_out
-from adm.training.run import FEW
-from adm.training.validation import CLASSIFIER_LEVELS, DENOISING_LEVELS, NUM_IMAGES
 
 __all__ = ["TrainingPlan", "headline", "memory_left", "plan_training"]
 
@@ -38,11 +34,12 @@ TRIES = 3
 class TrainingPlan:
     """What is known of a run before it starts.
 
-    cost: by shapes. available: bytes that the device has left, None where it does not say. fits: the microbatch that
-    does, the whole batch if that is it, None if not even one image does. largest: the most images a step that would go
-    through the network at once. memory: bytes that the run takes, as measured, or scaled from what was measured; None
-    without a probe. step_seconds: of a whole batch. parts: seconds in all, by what for; empty without a probe. disk:
-    bytes in all. notes: what is worth knowing, a line each.
+    processes: of the run; memory and images at once are those of each. cost: by shapes. available: bytes that the
+    device has left, None where it does not say. fits: the microbatch that does, all of a step's images if that is it,
+    None if not even one image does. largest: the most images a step that would go through the network at once. memory:
+    bytes that the run takes, as measured, or scaled from what was measured; None without a probe. step_seconds: of a
+    whole batch. parts: seconds in all, by what for; empty without a probe. disk: bytes in all. notes: what is worth
+    knowing, a line each.
     """
 
     config: TrainConfig
@@ -57,6 +54,7 @@ class TrainingPlan:
     probe: Probe | None = None
     parts: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    processes: int = 1
 
     @property
     def images_per_second(self) -> float | None:
@@ -90,13 +88,25 @@ def plan_training(
     out: Path | None = None,
     probe: bool = True,
     on_stage: Callable[[str], None] = lambda what: None,
+    processes: int = 1,
 ) -> TrainingPlan:
-    """The plan of a run in one process on this device.
+    """The plan of a run on this device, or in several processes with a device like this one each.
 
-    dataset: the run's, open; None if there is none yet, and then the time to read images is not known. out: the run's
-    directory, whose disk is timed. probe: run a few steps of the real size (or of what a minute allows, and then scale
-    what was measured) in another process; without it only shapes speak. on_stage: called with what is being done.
+    Of several processes one is planned, with its share of the batch; what they exchange takes no time here. dataset:
+    the run's, open; None if there is none yet, and then the time to read images is not known. out: the run's directory,
+    whose disk is timed. probe: run a few steps of the real size (or of what a minute allows, and then scale what was
+    measured) in another process; without it only shapes speak. on_stage: called with what is being done. Raises
+    UsageError for a batch that does not split.
     """
+    if processes != 1:
+        own = scaled(config, share_of(config, processes), config.loop.microbatch)
+        plan = plan_training(own, device, dataset, out, probe, on_stage)
+        cost = training_cost(config, processes)
+        note = (
+            f"each of {processes} processes takes {own.loop.batch_size} image(s) of a step, on a device like this one; "
+            f"the {num_bytes(cost.gradients)} of gradients that they exchange take time that is not in this"
+        )
+        return noted(replace(plan, config=config, cost=cost, processes=processes), note)
     available = memory_left(device)
     budget = None if available is None else int(USABLE * available)
     cost = training_cost(config)
@@ -160,7 +170,7 @@ def measured(
     whole = config if plan.fits is None or plan.fits >= plan.cost.microbatch else scaled(config, wanted, plan.fits)
     memory = ruler.real(training_cost(whole).peak) + large.base + kept_images(config, dataset, device)
     on_stage("reading images")
-    return replace(plan, memory=memory, parts=time_of(plan, large, dataset, measuring))
+    return replace(plan, memory=memory, parts=time_of(config, step, large, dataset, measuring))
 
 
 @dataclass(frozen=True)
@@ -220,65 +230,6 @@ def affordable(image_seconds: float, few: int, wanted: int, at_once: int) -> int
     return size // at_once * at_once if size > at_once else size
 
 
-def time_of(plan: TrainingPlan, probe: Probe, dataset: Dataset | None, measuring: int) -> dict[str, float]:
-    """Seconds of the whole run by what they are spent on. measuring: evaluations in one validation."""
-    config, step = plan.config, plan.step_seconds
-    assert step is not None
-    loop = config.loop
-    reading = 0.0 if dataset is None else reading_seconds(config, dataset)
-    waiting = reading if not config.data.workers else max(0.0, reading / config.data.workers - step)
-    steps = loop.steps
-    if loop.minutes is not None:
-        steps = min(steps, math.ceil(60 * loop.minutes / step))
-    parts = {"starting": probe.start_seconds, "steps": steps * step}
-    once = len(dataset) / loop.batch_size if dataset is not None and kept_images(config, dataset) else steps
-    parts["reading images"] = min(steps, once) * waiting
-    parts["checkpoints"] = math.ceil(steps / loop.save_every) * probe.save_seconds
-    if loop.sample_every is not None and probe.grid_seconds:
-        parts["sample grids"] = math.ceil(steps / loop.sample_every) * probe.grid_seconds
-    if config.data.validation is not None or isinstance(config, ClassifierTraining):
-        times = 1 if config.data.validation is None else math.ceil(steps / loop.validate_every)
-        parts["validation"] = times * measuring * probe.validation_seconds
-    return parts
-
-
-def evaluations(config: TrainConfig, dataset: Dataset | None) -> int:
-    """Of an image at a noise level, in one measurement by `adm.training.validation.Validation`.
-
-    A classifier without data to validate on is measured on a few training images. Images that are held out are compared
-    with as many training images by a denoising loss. Data that are not there yet count as large and held out.
-    """
-    held_out = dataset if config.data.validation is None else None
-    if dataset is not None and config.data.validation is not None:
-        held_out = open_held_out(config.data, config.network.in_channels)
-    most = FEW if config.data.validation is None else NUM_IMAGES
-    num = most if held_out is None else min(len(held_out), most)
-    if isinstance(config, ClassifierTraining):
-        return num * (CLASSIFIER_LEVELS + 1)
-    same = dataset is not None and held_out is not None and held_out.fingerprint == dataset.fingerprint
-    return num * DENOISING_LEVELS * (1 if same else 2)
-
-
-def reading_seconds(config: TrainConfig, dataset: Dataset) -> float:
-    """Seconds to read the images of a batch, by some that were not read before."""
-    some = min(config.loop.batch_size, len(dataset), 64)
-    small = replace(config, loop=replace(config.loop, batch_size=some))
-    loader = make_loader(small, dataset)
-    loader.batch(0)  # what is imported and opened once
-    started = time.monotonic()
-    loader.batch(some)
-    return (time.monotonic() - started) * config.loop.batch_size / some
-
-
-def kept_images(config: TrainConfig, dataset: Dataset | None, device: torch.device | None = None) -> int:
-    """Bytes of the cropped images that the loader keeps in the processor's memory; none where all would be too many."""
-    if dataset is None or config.data.random_crop or (device is not None and device.type != "cpu"):
-        return 0
-    height, width = config.network.size
-    size = len(dataset) * height * width * dataset.channels
-    return size if size <= CACHE_BYTES else 0
-
-
 def disk_of(config: TrainConfig, cost: TrainingCost, dataset: Dataset | None) -> int:
     """Bytes of the checkpoints that stay and the one being written, and of the stored snapshots of averages."""
     loop, every = config.loop, config.ema.snapshot_every
@@ -296,6 +247,16 @@ def memory_left(device: torch.device) -> int | None:
 def scaled(config: TrainConfig, batch: int, microbatch: int | None = None) -> TrainConfig:
     """The config with another batch."""
     return replace(config, loop=replace(config.loop, batch_size=batch, microbatch=microbatch, exact=False))
+
+
+def share_of(config: TrainConfig, processes: int) -> int:
+    """Images of a step for each process."""
+    batch = config.loop.batch_size
+    if processes < 1 or batch % processes:
+        raise UsageError(
+            f"--processes {processes}: a batch of {batch} does not split so. Use a divisor of it, or another --batch."
+        )
+    return batch // processes
 
 
 def noted(plan: TrainingPlan, note: str) -> TrainingPlan:

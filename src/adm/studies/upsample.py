@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from adm.checkpoints.openai_flags import check_flags
 from adm.checkpoints.presets import find_preset, is_preset
+from adm.diffusion.grids import Steps
 from adm.diffusion.model import DiffusionModel
 from adm.guidance import Guidance
 from adm.runtime import files
@@ -32,7 +33,7 @@ def upsample(
     model: str | Path | DiffusionModel,
     images: str | Path | Pixels,
     labels: Sequence[int | str] | None = None,
-    steps: int | None = None,
+    steps: Steps | None = None,
     sampler: str | Sampler = "ddim",
     seed: int = 0,
     guidance: Sequence[str | Guidance] = (),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from adm.data import Dataset, open_dataset
 from adm.data.pack import Pack
@@ -16,7 +18,7 @@ def open_training(
 ) -> Dataset:
     """What is trained on. channels: 1, 3, or None for those of the images. on_images: called with (done, in all)."""
     return open_dataset(
-        data.path, channels=channels, progress=on_images, labels_from=labels_from(data), skip_bad=data.skip_bad
+        data.path, channels=channels, progress=on_images, labels_from=source(data.labels_from), skip_bad=data.skip_bad
     )
 
 
@@ -24,11 +26,25 @@ def open_held_out(data: DataConfig, channels: int | None) -> Dataset | None:
     """What is measured on, read the same way; None where there is none."""
     if data.validation is None:
         return None
-    return open_dataset(data.validation, channels=channels, labels_from=labels_from(data), skip_bad=data.skip_bad)
+    return open_dataset(data.validation, channels=channels, labels_from=validation_source(data), skip_bad=data.skip_bad)
 
 
-def labels_from(data: DataConfig) -> str | None:
-    return None if data.labels_from == "auto" else data.labels_from
+def source(labels_from: str) -> str | None:
+    """As `open_dataset` takes it."""
+    return None if labels_from == "auto" else labels_from
+
+
+def validation_source(data: DataConfig) -> str | None:
+    """Where the classes of the validation data come from.
+
+    A table beside the training data lists their files, and other data do not have them; one that lies within the data
+    is looked for within these, too.
+    """
+    if data.validation_labels_from != "same":
+        return source(data.validation_labels_from)
+    table = Path(data.labels_from)
+    of_training_files = table.suffix.lower() in (".csv", ".json") and os.path.lexists(table)
+    return None if of_training_files and data.validation != data.path else source(data.labels_from)
 
 
 def fingerprint_of(dataset: Dataset, config: TrainConfig) -> str:

@@ -74,7 +74,7 @@ class RunLoop:
         trainer, loop = self.trainer, self.config.loop
         self.asides(pending)
         self.world.phase(f"loading the images of step {trainer.step + 1}")
-        for batch in () if trainer.finished else loader.batches(trainer.position):
+        for batch in () if trainer.finished else loader.batches(trainer.position, self.named):
             self.world.phase(f"step {trainer.step + 1}")
             self.report(self.advance(batch))
             if self.snapshot_due():  # before the checkpoint: a run killed between the two does this step again
@@ -136,7 +136,7 @@ class RunLoop:
         try:
             result = self.trainer.advance(batch)
         except DivergedError as error:
-            raise DivergedError(f"{error} {self._last_good()}") from None
+            raise DivergedError(f"{error} {self.last_good()}") from None
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -154,6 +154,11 @@ class RunLoop:
         if self.world.rank == 0:
             step, steps = self.trainer.step, self.config.loop.steps
             self.watch.on_progress(Progress(step, steps, result, notes, self.trainer.seconds))
+
+    def named(self, line: str) -> None:
+        """The image that this process waits for, said while it waits; of other processes the first one says it."""
+        self.world.phase(line)
+        self.report(notes=(line,))
 
     def aside(self, what: str, work: Callable[[], None]) -> None:
         """Work of process 0 for which the others wait, and during which no time of training passes."""
@@ -180,7 +185,7 @@ class RunLoop:
         try:
             checkpoint_format.save(directory, tensors=trainer.tensors(), documents=documents)
         except DivergedError as error:
-            raise DivergedError(f"step {trainer.step}: {error} {self._last_good()}") from None
+            raise DivergedError(f"step {trainer.step}: {error} {self.last_good()}") from None
         self.saved_step = trainer.step
         checkpoint_format.retain(checkpoints, self.config.loop.keep)
 
@@ -191,7 +196,7 @@ class RunLoop:
         try:
             save_snapshot(self.out, trainer.step, trainer.ema, describe_model(trainer.model))
         except DivergedError as error:
-            raise DivergedError(f"step {trainer.step}: {error} {self._last_good()}") from None
+            raise DivergedError(f"step {trainer.step}: {error} {self.last_good()}") from None
 
     @property
     def grid_path(self) -> Path:
@@ -240,14 +245,15 @@ class RunLoop:
             self.given_up.append("validation")
             return
         except DivergedError as error:
-            raise DivergedError(f"step {trainer.step}: {error} {self._last_good()}") from None
+            raise DivergedError(f"step {trainer.step}: {error} {self.last_good()}") from None
         self.lock.check()
         self.log.measured(trainer.step, result)
         draw(result, self.out / "validation.png")
         lines = result["lines"] if trainer.finished else [*result["lines"][:1], *result["overfit"]["notes"]]
         self.report(notes=tuple(lines))
 
-    def _last_good(self) -> str:
+    def last_good(self) -> str:
+        """Where the run would go on."""
         if self.saved_step is None:
             return "No checkpoint was saved before."
         return f"The last checkpoint is step {self.saved_step}."

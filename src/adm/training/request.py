@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from adm.checkpoints import format as checkpoint_format
 from adm.checkpoints.load import fingerprint, locate
 from adm.data import Dataset
 from adm.runtime import files
-from adm.runtime.config import assigned, from_text, override, settings
+from adm.runtime.config import assigned, difference, from_text, override, settings
 from adm.runtime.errors import AdmError, DamagedError, UsageError
 from adm.runtime.text import one_line, shown_path
 from adm.training.config import DataConfig, TrainConfig, parse_config
@@ -126,18 +128,48 @@ def new_images(request: Request, channels: int | None, on_images: Callable[[int,
 
 
 def earlier_config(out: Path) -> TrainConfig | None:
-    """The config of the run in `out`, if it has a checkpoint to continue from."""
-    if not checkpoint_format.steps(out / "checkpoints"):
+    """The config of the run in `out`, if it has a checkpoint to continue from.
+
+    That of config.json, which knows what was changed since the newest checkpoint. It has no checksum: where it cannot
+    be read, or differs in what defines the run, the checkpoint's own copy counts, and a warning says so.
+    """
+    checkpoints = out / "checkpoints"
+    if not checkpoint_format.steps(checkpoints):
         return None
+    path, saved, why = out / "config.json", saved_config(checkpoints), None
     try:
-        return read_config(out)
-    except AdmError:  # each checkpoint has a copy
-        newest, _ = checkpoint_format.newest_intact(out / "checkpoints")
+        config = read_config(out)
+    except AdmError as error:
+        if saved is None:
+            return config_of_intact(checkpoints)
+        config, why = saved, f"cannot be used ({one_line(error, 160)})" if path.exists() else None
+    if saved is not None:
+        wrong = [name for name, *_ in difference(saved, config) if name not in MAY_CHANGE]
+        if wrong:
+            config, why = saved, f"is not as the run was started ({one_line(', '.join(wrong), 160)})"
+    if why is not None:
+        warnings.warn(f"{shown_path(path)} {why}: what the newest checkpoint says counts.", stacklevel=2)
+    return config
+
+
+def saved_config(checkpoints: Path) -> TrainConfig | None:
+    """The newest config that lies in a checkpoint as it was written; other files there are not read."""
+    for step in reversed(checkpoint_format.steps(checkpoints)):
+        directory = checkpoints / checkpoint_format.step_name(step)
+        with suppress(AdmError, KeyError):
+            record = files.read_manifest(directory)["config.json"]
+            data = files.read_recorded(directory, "config.json", record)
+            return parse_config(files.parse_json(data, directory / "config.json"), shown_path(directory))
+    return None
+
+
+def config_of_intact(checkpoints: Path) -> TrainConfig | None:
+    """None where no checkpoint is intact; DamagedError where one is that says something else than we write."""
+    newest, _ = checkpoint_format.newest_intact(checkpoints)
     if newest is None:
         return None
-    where = f"{shown_path(newest)}/config.json"
     try:
-        return parse_config(files.read_json(newest / "config.json"), where)
+        return parse_config(files.read_json(newest / "config.json"), f"{shown_path(newest)}/config.json")
     except UsageError as error:
         raise DamagedError(str(error)) from error
 

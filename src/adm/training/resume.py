@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "data.path",  # the images themselves are recognised by their fingerprint
     "data.labels_from",  # so are the labels
     "data.validation",
+    "data.validation_labels_from",
     "data.workers",
     "ema.snapshot_every",
     "loop.keep",

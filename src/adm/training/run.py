@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from adm.data import Dataset
 from adm.runtime import files
 from adm.runtime.config import to_dict
 from adm.runtime.distributed import World
-from adm.runtime.errors import DamagedError
+from adm.runtime.errors import DamagedError, ResourceError
 from adm.runtime.text import one_line, shown_path
 from adm.training._wandb import open_sink
 from adm.training.build import check_data, make_loader, new_model
@@ -94,16 +94,30 @@ def train(
         run.report(notes=tuple(notes))
         # Of process 0, whose files they are: others may see them later, or not at all.
         pending = world.from_first(",".join(run.pending() if newest is not None else ()))
+        if lock is not None and len(checkpoint_format.steps(checkpoints)) > config.loop.keep:
+            checkpoint_format.retain(checkpoints, config.loop.keep)  # a run killed after its last save did not
         if newest is not None and trainer.finished and not pending:
             return newest
-        if lock is not None:
-            files.write_json(out / "config.json", to_dict(config))
-            run.lock = lock
-            discard_snapshots(out, after=trainer.step)
-            sink = open_sink(out, to_dict(config), config.loop.wandb)
-            run.log = RunLog(out, trainer.step, config.loop.log_every, lock.check, sink)
-            stack.callback(run.log.close)
-        return run.loop(make_loader(config, dataset, world), pending.split(",") if pending else ())
+        with naming_last(run):
+            if lock is not None:
+                files.write_json(out / "config.json", to_dict(config))
+                run.lock = lock
+                discard_snapshots(out, after=trainer.step)
+                sink = open_sink(out, to_dict(config), config.loop.wandb)
+                run.log = RunLog(out, trainer.step, config.loop.log_every, lock.check, sink)
+                stack.callback(run.log.close)
+            return run.loop(make_loader(config, dataset, world), pending.split(",") if pending else ())
+
+
+@contextmanager
+def naming_last(run: RunLoop) -> Iterator[None]:
+    """What the disk refuses says, too, which checkpoint is the last; of what replaced a run, nothing is known."""
+    try:
+        yield
+    except ResourceError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise ResourceError(f"{error} {run.last_good()}") from error.__cause__
 
 
 def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:

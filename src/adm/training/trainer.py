@@ -177,12 +177,16 @@ class Trainer:
         if bool(torch.isfinite(losses).all()) and grad_norm < float("inf"):
             return None
         what = f"loss {float(losses.mean()):g}, gradient norm {grad_norm:g}"
+        named = list(self.model.network.named_parameters())
         bad = [
-            name
-            for name, p in self.model.network.named_parameters()
+            f"weight {name}" for name, p in named if not bool(torch.isfinite(p).all())
+        ]  # then all gradients are, too
+        bad += [
+            f"the gradient of {name}"
+            for name, p in named
             if p.grad is not None and not bool(torch.isfinite(p.grad).all())
         ]
-        where = f" (first in the gradient of {bad[0]})" if bad else ""
+        where = f" (first in {bad[0]})" if bad else ""
         return f"step {self.step + 1}: not finite: {what}{where}"
 
     def _skip(self, problem: str) -> None:

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adm.data import Dataset, center_crop, to_model_range
+from adm.data import Dataset, center_crop, class_numbers, to_model_range
 from adm.diffusion.model import DiffusionModel, NoisyClassifier
 from adm.runtime import randomness
 from adm.runtime.errors import DataError, DivergedError, UsageError
-from adm.runtime.text import nearest, one_line
+from adm.runtime.text import one_line
 from adm.training._noise_levels import Level, noise_levels
 from adm.training._noise_picture import draw
 from adm.training._validation_report import classification_report, denoising_report
@@ -35,6 +35,8 @@ CLASSIFIER_LEVELS, DENOISING_LEVELS = 8, 4
 
 KEPT_BYTES = 256 * 2**20
 """Images are kept between measurements, cropped, when they fit into this."""
+
+VALIDATION_DATA = "validation data"
 
 Progress = Callable[[int, int], None]
 
@@ -74,7 +76,7 @@ class Validation:
         self.num = min(len(dataset), NUM_IMAGES if num is None else num)
         self.class_names = None if training is None else training.class_names
         if self.class_names is not None:
-            label_numbers(dataset, self.class_names, network.num_classes)
+            class_numbers(dataset, self.class_names, network.num_classes, VALIDATION_DATA)
         self._images = _Images(dataset, self.num, network.size)
         compared = training is not None and self.held_out and not isinstance(config, ClassifierTraining)
         self._training = _Images(training, self.num, network.size) if compared and training is not None else None
@@ -96,7 +98,7 @@ class Validation:
         """
         shown = with_weights(model, weights)
         known = model.class_names if self.class_names is None else self.class_names
-        numbers = label_numbers(self.dataset, known, model.num_classes)
+        numbers = class_numbers(self.dataset, known, model.num_classes, VALIDATION_DATA)
         num_levels = CLASSIFIER_LEVELS if isinstance(model, NoisyClassifier) else DENOISING_LEVELS
         assert model.schedule is not None, "models made from a training config have a schedule"
         levels = noise_levels(model.schedule, num_levels)
@@ -142,7 +144,7 @@ class Validation:
         sides = [(self._images, numbers)]
         if self._training is not None:
             own = self._training.dataset
-            sides.append((self._training, label_numbers(own, own.class_names, model.num_classes)))
+            sides.append((self._training, class_numbers(own, own.class_names, model.num_classes)))
         work = _Work(self.num * len(levels) * len(sides), on_progress)
         measured = [self._losses(model, levels, images, names, work) for images, names in sides]
         return measured[0], measured[1] if len(measured) > 1 else None
@@ -226,32 +228,6 @@ class _Work:
     def done(self, more: int) -> None:
         self.count += more
         self.on_progress(self.count, self.total)
-
-
-def label_numbers(dataset: Dataset, known: Sequence[str], num_classes: int | None) -> list[int]:
-    """The training label of each class of the data, by name where names are known; empty without classes."""
-    names = dataset.class_names
-    if num_classes is None:
-        return []
-    if not names:
-        raise DataError(
-            f"validation data {one_line(dataset.name)!r}: no classes, but the network has {num_classes}. "
-            "Lay them out as the training data."
-        )
-    if not known:
-        if len(names) > num_classes:
-            raise DataError(
-                f"validation data {one_line(dataset.name)!r}: {len(names)} classes, the network has {num_classes}. "
-                "Give those of the training data."
-            )
-        return list(range(len(names)))
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise DataError(
-            f"validation data {one_line(dataset.name)!r}: the training data have no class "
-            f"{one_line(unknown[0], 40)!r}{nearest(unknown[0], known)} Rename it, or take it out."
-        )
-    return [list(known).index(name) for name in names]
 
 
 def with_weights(

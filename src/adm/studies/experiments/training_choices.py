@@ -129,7 +129,9 @@ class TrainingChoices:
             what = f"{place[trial.key] + 1}/{len(trials)} {trial.variant}, seed {trial.seed}"
             return self.measure(trial, out, device, judge, lambda *p: on_progress(what, *p), stop_requested)
 
-        found = summaries(trials, run_trials(trials, out, measure, world, stop_requested))
+        # Trials that sample one run are one process's: two at once would train it twice.
+        values = run_trials(trials, out, measure, world, stop_requested, share_by=self.run_name)
+        found = summaries(trials, values)
         return self.report(out, found) if world.rank == 0 else (out, "")
 
     def measure(
@@ -144,14 +146,11 @@ class TrainingChoices:
         """Train, sample and measure one variant under one seed."""
         variant = VARIANTS[trial.variant]
         config = self.config(variant, trial.seed)
-        # Variants that only sample other weights share the run.
-        run = next(name for name, v in VARIANTS.items() if v.settings == variant.settings)
 
         def progress(p: Progress) -> None:
             on_progress(p.step, p.num_steps, "" if p.result is None else f"loss {p.result.loss:.3f}")
 
-        folder = out / "runs" / Trial(run, trial.seed, [list(variant.settings), asdict(self)]).key
-        checkpoint = train(config, folder, device, progress, stop_requested)
+        checkpoint = train(config, out / "runs" / self.run_name(trial), device, progress, stop_requested)
         model = load(checkpoint, device, variant.weights)
         assert isinstance(model, DiffusionModel)
         labels = np.arange(self.num) % 10
@@ -162,6 +161,12 @@ class TrainingChoices:
         reference = judge.features(held_out.images, held_out.labels)
         distance = next(iter(FrechetDistance()(features, reference).values()))
         return {FD: distance, ACCURACY: LabelAccuracy()(features)["label_accuracy"]}
+
+    def run_name(self, trial: Trial) -> str:
+        """The directory of the run that is sampled; variants that only sample other weights share it."""
+        settings = VARIANTS[trial.variant].settings
+        run = next(name for name, variant in VARIANTS.items() if variant.settings == settings)
+        return Trial(run, trial.seed, [list(settings), asdict(self)]).key
 
     def config(self, variant: Variant, seed: int) -> TrainConfig:
         network = UNetConfig(
@@ -194,9 +199,9 @@ class TrainingChoices:
             Row(
                 name,
                 (
-                    shown(s, FD, ".2f"),
+                    s.show(FD, ".2f"),
                     "" if name == BASELINE else f"{s.wins(FD, base, False)} of {self.seeds}",
-                    shown(s, ACCURACY, ".3f"),
+                    s.show(ACCURACY, ".3f"),
                     "" if name == BASELINE else f"{s.wins(ACCURACY, base, True)} of {self.seeds}",
                     VARIANTS[name].meaning,
                 ),
@@ -233,11 +238,5 @@ class TrainingChoices:
         return path, text_table(table)
 
 
-def shown(summary: Summary, name: str, form: str) -> str:
-    spread = summary.spread[name]
-    mean = format(summary.mean[name], form)
-    return mean if spread is None else f"{mean} ± {format(spread, form)}"
-
-
 def points(found: Mapping[str, Summary], name: str) -> dict[str, list[float]]:
-    return {variant: [values[name] for values in s.by_seed.values()] for variant, s in found.items()}
+    return {variant: list(s.of(name).values()) for variant, s in found.items()}

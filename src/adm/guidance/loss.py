@@ -1,0 +1,125 @@
+"""Guidance by any loss of x_0, differentiated through the network."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from adm.diffusion.condition import Condition
+from adm.diffusion.model import Denoiser
+from adm.diffusion.prediction import GuidanceGradient, Prediction
+from adm.diffusion.schedule import Time
+from adm.guidance._protocol import GuidedDenoiser, Stage
+
+__all__ = ["LossGuidance"]
+
+
+@dataclass(frozen=True, eq=False)
+class LossGuidance:
+    """Adds -scale * grad_{x_t} function(x_0(x_t)) to the guidance gradient, taken through the network: samples of low
+    loss, for inverse problems and for scores of images, with any function (DPS, Chung et al. 2022, section 3; universal
+    guidance, Bansal et al. 2023, section 3.1).
+
+    It stands for p(y | x_t) = exp(-scale * function(x_0(x_t))): for a measurement y = A(x_0) + s n, function
+    ||y - A(x_0)||^2 / (2 s^2) and scale 1. DPS' own step size, which divides by the norm, is that of function
+    ||y - A(x_0)||.
+
+    function: x_0 (N, C, H, W) -> (N,), a loss for each image, made of differentiable torch operations; an argument
+    named `cond` receives the Condition. x_0 comes from the guidances before: where `Clip` holds it, its gradient is 0.
+    scale: 0 switches it off, without evaluations. An evaluation costs a pass through the network and one back, with
+    their memory. Raises ValueError for a function that takes or returns something else.
+    """
+
+    function: Callable[..., Tensor]
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise ValueError(
+                f"a {type(self.function).__name__} is no function: give one from x_0 to a loss for each image"
+            )
+        _call_arguments(self.function)
+
+    @property
+    def stage(self) -> Stage:
+        return "gradient"
+
+    def __call__(self, denoiser: Denoiser) -> Denoiser:
+        if self.scale == 0:
+            return denoiser
+        if isinstance(denoiser, _LossGuided):  # one pass serves all losses
+            return _LossGuided(denoiser.denoiser, (*denoiser.losses, self))
+        return _LossGuided(denoiser, (self,))
+
+    def loss(self, x0: Tensor, cond: Condition) -> Tensor:
+        """scale * function, (N,)."""
+        loss = self.function(x0, **({"cond": cond} if "cond" in _call_arguments(self.function) else {}))
+        if not isinstance(loss, Tensor) or tuple(loss.shape) != (len(x0),):
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise ValueError(
+                f"the loss function returned {found} for {len(x0)} images: return one loss for each image, shape "
+                f"({len(x0)},), such as error.flatten(1).mean(1)"
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss function returned what does not depend on x_0 differentiably: compute it from x_0 with "
+                "torch, without detach, no_grad, rounding or numpy"
+            )
+        return self.scale * loss
+
+
+class _LossGuided(GuidedDenoiser):
+    def __init__(self, denoiser: Denoiser, losses: tuple[LossGuidance, ...]) -> None:
+        super().__init__(denoiser)
+        self.losses = losses
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Condition = Condition()) -> Prediction:
+        prediction, own = self._evaluate(x_t, t, cond)
+        return replace(prediction, guidance=self._gradient(prediction, t, cond, own))
+
+    def _evaluate(self, x_t: Tensor, t: Time, cond: Condition) -> tuple[Prediction, Tensor]:
+        """What the denoiser says at (x_t, t), and the gradient there. Detached, unless gradients are enabled and x_t
+        asks for them: then both can be differentiated again."""
+        differentiable = torch.is_grad_enabled() and x_t.requires_grad
+        with torch.enable_grad():
+            x = x_t if differentiable else x_t.detach().requires_grad_()
+            prediction = self.denoiser(x, t, cond)
+            total = cast(Tensor, sum(loss.loss(prediction.x0, cond).sum() for loss in self.losses))
+            (gradient,) = torch.autograd.grad(total, x, create_graph=differentiable)
+        if differentiable:
+            return prediction, -gradient
+        x0, var_frac = prediction.x0.detach(), prediction.var_frac.detach()
+        return replace(prediction, x_t=x_t, x0=x0, var_frac=var_frac), -gradient
+
+    def _gradient(self, prediction: Prediction, t: Time, cond: Condition, own: Tensor) -> GuidanceGradient:
+        x_t, others = prediction.x_t, prediction.guidance
+
+        def gradient(x: Tensor, time: Time) -> Tensor:
+            here = x is x_t and (time is t or torch.equal(torch.as_tensor(time), torch.as_tensor(t)))
+            mine = own if here else self._evaluate(x, time, cond)[1]
+            return mine if others is None else others(x, time) + mine
+
+        return gradient
+
+
+def _call_arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Which of x_0 and cond the function takes; ValueError if it cannot be called with them."""
+    try:
+        signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return ("x0",)
+    arguments = {"cond": None} if "cond" in signature.parameters else {}
+    try:
+        signature.bind(None, **arguments)
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(
+            f"the loss function {name[:60]} cannot be called with x_0 ({error}): write it as {name[:60]}(x0) or "
+            f"{name[:60]}(x0, cond)"
+        ) from error
+    return ("x0", *arguments)

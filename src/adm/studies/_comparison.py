@@ -1,0 +1,63 @@
+"""Is one thing as good as another? Differences under equal seeds, against what the seeds leave uncertain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+__all__ = ["Difference", "best_by_others", "paired"]
+
+BySeed = Mapping[int, float]
+ERRORS = 2.0
+"""Standard errors within which two things count as equal."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean over `num` seeds of one thing's value minus another's, and its standard error (None for one seed)."""
+
+    mean: float
+    error: float | None
+    num: int
+
+    def verdict(self, higher_is_better: bool = False) -> str:
+        """What the seeds say: "as good ...", "better ..." or "not as good ..."."""
+        if self.error is None:
+            return "one seed has no error bars, so this says nothing"
+        worse = -self.mean if higher_is_better else self.mean
+        if abs(worse) <= ERRORS * self.error:
+            return "as good within the error bars"
+        return "not as good, by more than the error bars" if worse > 0 else "better, by more than the error bars"
+
+    def show(self, form: str = ".2f") -> str:
+        """ "-0.12 ± 0.05"."""
+        mean = format(self.mean, f"+{form}")
+        return mean if self.error is None else f"{mean} ± {format(self.error, form)}"
+
+
+def paired(ours: BySeed, theirs: BySeed) -> Difference:
+    """The difference under equal seeds: what both share in one, such as a lucky training run, is not in its error."""
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"seeds {sorted(ours)} and {sorted(theirs)} are not the same: compare under equal seeds")
+    differences = [ours[seed] - theirs[seed] for seed in ours]
+    error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
+    return Difference(fmean(differences), error, len(differences))
+
+
+def best_by_others(candidates: Mapping[str, BySeed]) -> dict[int, str]:
+    """For each seed the candidate with the lowest mean over the other seeds.
+
+    The lowest of many means is low by luck too; a choice that has not seen the seed it is judged by is not. With one
+    seed there are no others, and the choice is by that one.
+    """
+    seeds = list(next(iter(candidates.values())))
+
+    def mean_without(seed: int, name: str) -> float:
+        return fmean([value for other, value in candidates[name].items() if other != seed or len(seeds) == 1])
+
+    def best(seed: int) -> str:
+        return min(candidates, key=lambda name: mean_without(seed, name))
+
+    return {seed: best(seed) for seed in seeds}

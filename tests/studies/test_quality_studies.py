@@ -1,0 +1,164 @@
+"""The studies at a reduced size: all is there, a stop costs nothing, and processes share the work."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny_studies
+from adm.diffusion.model import DiffusionModel
+from adm.diffusion.schedule import cosine
+from adm.nn import UNet, UNetConfig
+from adm.runtime.errors import StoppedError
+from adm.studies._cost import counted
+from adm.studies._digit_models import part
+from adm.studies._seconds import interleaved
+from adm.studies._trials import Summary
+from adm.studies.experiments import _ways
+from adm.studies.experiments.guidances import Guidances
+from adm.studies.experiments.samplers import GRIDS, REFERENCE, RULES, Samplers, variant
+from adm.studies.generate import batches, prepare
+from processes import Job
+from tiny_runs import NETWORK
+
+PROGRAM = 'import sys; sys.path.insert(0, "tests"); import runpy; runpy.run_module("tiny_studies", run_name="__main__")'
+NAMES = ("samplers", "guidances", "training_choices")
+
+
+def study(name: str, out: Path, size: int, *stop: str) -> list[int]:
+    """Its exit statuses."""
+    with Job(PROGRAM, size, name, str(out), *stop) as job:
+        codes = job.codes(400)
+        assert None not in codes, [(rank.out, rank.err) for rank in job.ranks]
+        assert stop or codes == [0] * size, [rank.err for rank in job.ranks]
+        return [code or 0 for code in codes]
+
+
+def results_of(out: Path) -> dict:
+    results = json.loads((out / "results.json").read_text())
+    results.pop("machine")
+    return results
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed study in this process, made when it is asked for."""
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in made:
+            out = tmp_path_factory.mktemp("studies") / name
+            with pytest.MonkeyPatch.context() as patch:
+                tiny_studies.reduce(name, patch.setattr)
+                tiny_studies.run(name, out)
+            made[name] = out
+        return made[name]
+
+    return of
+
+
+# The others take half a minute between them, and two processes twice that.
+ONE_HERE = ["samplers", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])]
+
+
+@pytest.mark.parametrize("name", ONE_HERE)
+def test_everything_is_written_and_the_report_stands_alone(name, whole):
+    out = whole(name)
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in html and 'src="http' not in html
+    results = results_of(out)
+    assert all(set(s["by_seed"]) == {"0", "1"} for s in (results.get("sets") or results["variants"]).values())
+    assert list((out / "pictures").glob("*.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_find_what_one_does_and_train_nothing_twice(name, whole, tmp_path):
+    study(name, tmp_path / "two", 2)
+    assert results_of(tmp_path / "two") == results_of(whole(name))
+    runs = [sorted(p.parent.name for p in out.rglob("config.json")) for out in (whole(name), tmp_path / "two")]
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [2, 9])  # in a training run, and in another
+def test_stopped_it_goes_on_to_the_same_end(moment, whole, tmp_path):
+    with pytest.raises(StoppedError), pytest.MonkeyPatch.context() as patch:
+        tiny_studies.reduce("samplers", patch.setattr)
+        tiny_studies.run("samplers", tmp_path / "out", moment)
+    assert not (tmp_path / "out" / "results.json").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_studies.reduce("samplers", patch.setattr)
+        tiny_studies.run("samplers", tmp_path / "out")
+    assert results_of(tmp_path / "out") == results_of(whole("samplers"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(**NETWORK, out_channels=2)).eval()
+    return DiffusionModel(network, cosine(1000))
+
+
+@pytest.mark.parametrize("name", [*RULES, *GRIDS])
+@pytest.mark.parametrize("evaluations", [5])
+def test_a_rule_spends_the_evaluations_it_is_given_and_no_more(name, evaluations, model):
+    rule = {**RULES, **GRIDS}[name]
+    request = prepare(model, rule.grid.format(links=rule.links(evaluations)), rule.spec)
+    with counted(model, images=2) as cost:
+        list(batches(request, [-1, -1], 0, 2))
+    assert evaluations - rule.evaluations < cost.network <= evaluations
+
+
+def test_the_verdict_compares_with_the_reference_under_equal_seeds():
+    """Two rules: one is as DDPM but for luck, in the other study none is."""
+
+    def summary(name, *values):
+        by_seed = {seed: {"fd": v, "label_accuracy": 0.5 + 0.01 * seed} for seed, v in enumerate(values)}
+        return Summary(name, {"fd": sum(values) / len(values), "label_accuracy": 0.51}, {}, by_seed)
+
+    def verdict(*values):
+        found = {variant("classifier", name, 10): summary(name, 9.0, 9.0, 9.0) for name in RULES}
+        found[variant("classifier", "unipc3", 10)] = summary("unipc3", *values)
+        found[variant("classifier", REFERENCE, 250)] = summary(REFERENCE, 1.0, 2.0, 3.0)
+        return Samplers(evaluations=(10,)).verdict("classifier", found)
+
+    assert "unipc3 at 10" in verdict(1.1, 1.9, 3.0) and "as good within" in verdict(1.1, 1.9, 3.0).split(";")[1]
+    assert "+1.00" in verdict(2.1, 2.9, 4.0) and "not as good" in verdict(2.1, 2.9, 4.0)
+    assert "-0.50" in verdict(0.6, 1.4, 2.5) and "better, by more" in verdict(0.6, 1.4, 2.5)
+
+
+def test_chains_of_all_ways_take_equally_long():
+    seconds = {name: 0.001 * (1 + 0.37 * k) for k, name in enumerate(_ways.WAYS)}
+    for budget in (16, 48):
+        allowed = budget * seconds[_ways.NONE]
+        for name in _ways.WAYS:
+            taken = Guidances().links(seconds, name, budget) * seconds[name]
+            assert abs(taken - allowed) <= seconds[name] / 2 + 1e-12  # to half a link
+
+
+def test_seconds_are_compared_in_turn():
+    order = []
+    found = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3)
+    assert order == ["a", "b"] * 4 and set(found) == {"a", "b"}
+
+
+@pytest.mark.parametrize("num, size", [(300, 100), (150, 75), (10, 10), (97, 97), (211, 1)])
+def test_no_image_is_made_only_to_be_thrown_away(num, size):
+    assert part(num) == size and num % part(num) == 0
+
+
+@pytest.mark.parametrize(
+    "kind, change",
+    [
+        (Samplers, {"seeds": 0}),
+        (Samplers, {"evaluations": ()}),
+        (Samplers, {"num": 3}),
+        (Guidances, {"budgets": (1,)}),
+        (Guidances, {"width": 0}),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(kind, change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        kind(**change)
