@@ -50,8 +50,8 @@ def test_a_directory_holds_the_images_that_generate_makes_their_labels_and_the_r
 def test_an_npz_has_openais_layout(runs, tmp_path, adm_command):
     out = tmp_path / "x.npz"
     result = adm_command("sample", "model", "--out", out, "--labels", "1,2", *STEPS)
-    assert (result.code, result.err) == (0, "")
-    assert result.out == f"{out} (2 images; 2 network evaluations an image)\n"
+    assert (result.code, result.err) == (0, "2 network evaluations an image\n")
+    assert result.out == f"{out}\n"
     with np.load(out, allow_pickle=False) as arrays:
         assert sorted(arrays) == ["arr_0", "arr_1"]
         np.testing.assert_array_equal(arrays["arr_0"], adm.generate("model", [1, 2], steps=2, sampler="ddpm"))

@@ -23,6 +23,8 @@ CLASSIFIER = (
 )
 STEPS = (Recommended("ddpm", 3, 200.0), Recommended("ddim", 2, 500.0))
 
+CLASSIFIER = "classifier:classifier=tiny/clf,scale=200.0,temperature=1.0"
+
 
 def preset(name, kind, flags, **more):
     names = {"name": f"tiny/{name}", "what": name, "file": f"{name}.pt"}
@@ -90,7 +92,7 @@ def test_one_command_picks_the_classifier_the_scale_and_the_steps_and_says_so(ca
         assert [(row["label"], row["class"].lower()) for row in csv.DictReader(file)] == [("151", "chihuahua")]
     sha256 = {name: hashlib.sha256((cache / f"{name}.pt").read_bytes()).hexdigest() for name in ("base", "clf")}
     assert request | {"model": "tiny/base", "model_sha256": sha256["base"], "weights": "ema", "labels": "chihuahua",
-                      "guidance": ["classifier:classifier=tiny/clf,scale=200.0"], "guidance_sha256": [sha256["clf"]],
+                      "guidance": [CLASSIFIER], "guidance_sha256": [sha256["clf"]],
                       "label_policy": "given, in turn", "steps": 3, "sampler": "ddpm"} == request  # fmt: skip
     np.testing.assert_array_equal(
         adm.generate("tiny/base", ["chihuahua"], sampler="ddpm", guidance=("classifier",)), images
@@ -101,7 +103,10 @@ def test_ddim_takes_its_own_recommendation(cache, tmp_path, adm_command):
     words = ["tiny/base", "--labels", "n02085620", "--guidance", "classifier", "--sampler", "ddim"]
     images, request, result = sampled(adm_command, tmp_path / "s", *words)
     assert result.err.splitlines()[0] == "adm: using tiny/clf, scale 500.0, 2 steps of ddim (the released settings)"
-    assert (request["steps"], request["guidance"]) == (2, ["classifier:classifier=tiny/clf,scale=500.0"])
+    assert (request["steps"], request["guidance"]) == (
+        2,
+        ["classifier:classifier=tiny/clf,scale=500.0,temperature=1.0"],
+    )
     np.testing.assert_array_equal(images, by_hand(151, 500.0, 2, adm.DDIM()))
     np.testing.assert_array_equal(adm.generate("tiny/base", [151], guidance=["classifier"]), images)
 
@@ -119,7 +124,7 @@ def test_an_unconditional_model_takes_labels_when_it_is_guided(cache, tmp_path, 
     assert (refused.code, "unconditional and nothing guides it" in refused.problem) == (2, True)
     _, request, _ = sampled(adm_command, tmp_path / "s", *words, "--guidance", "classifier")
     _, unguided, _ = sampled(adm_command, tmp_path / "n", *words[:1], *words[3:], "--num", 1)
-    assert (request["guidance"], unguided["guidance"]) == (["classifier:classifier=tiny/clf,scale=200.0"], [])
+    assert (request["guidance"], unguided["guidance"]) == ([CLASSIFIER], [])
     assert (request["label_policy"], unguided["label_policy"]) == ("given, in turn", "none")
 
 

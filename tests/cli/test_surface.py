@@ -30,7 +30,7 @@ FLAGS = {
     "plan sample": ["MODEL", "--num", "--steps", "--sampler", "--guidance", "--device", "--no-probe", "--set"],
     "plan train": [
         *("JOB", "--data", "--out", "--from", "--preset", "--labels-from", "--steps", "--batch", "--image-size"),
-        *("--seed", "--device", "--no-probe", "--set"),
+        *("--seed", "--device", "--processes", "--no-probe", "--set"),
     ],
     "reference": [
         *("DATA", "OUT.npz", "--size", "--num", "--seed", "--no-statistics", "--weights", "--allow-other-weights"),

@@ -94,7 +94,10 @@ def close(a, b):
 def test_a_directory_holds_an_image_for_each_small_one_its_label_and_the_request(place, small, tmp_path, adm_command):
     result = adm_command("upsample", "up", "labelled.npz", "--out", tmp_path / "s", "--seed", 5, *STEPS)
     assert (result.code, result.err) == (0, "")
-    assert result.out == f"{tmp_path / 's'} (5 images; overview: {tmp_path / 's-overview.png'})\n"
+    assert (
+        result.out
+        == f"{tmp_path / 's'} (5 images; 2 network evaluations an image; overview: {tmp_path / 's-overview.png'})\n"
+    )
     close(pixels(tmp_path / "s"), upsample("up", small, [2, 1, 2, 1, 2], steps=2, sampler="ddpm", seed=5))
     assert [(row["label"], row["class"], row["seed"]) for row in rows(tmp_path / "s")] == [
         ("2", "owl", "5"), ("1", "dog", "6"), ("2", "owl", "7"), ("1", "dog", "8"), ("2", "owl", "9")
@@ -228,7 +231,10 @@ def test_guidance_pulls_and_is_recorded(place, tmp_path, adm_command):
     assert (pixels(tmp_path / "a") != pixels(tmp_path / "b")).any()
     assert [row["class"] for row in rows(tmp_path / "b")] == ["owl", "dog", "owl", "dog", "owl"]
     request = json.loads((tmp_path / "b" / "request.json").read_text())
-    assert request["guidance"] == ["classifier:classifier=clf,scale=9000"] and len(request["guidance_sha256"]) == 1
+    assert (
+        request["guidance"] == ["classifier:classifier=clf,scale=9000,temperature=1.0"]
+        and len(request["guidance_sha256"]) == 1
+    )
     result = adm_command(
         "upsample", "plain", "flat", *STEPS, "--out", tmp_path / "c", *["--guidance", "classifier:classifier=clf"]
     )

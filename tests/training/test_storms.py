@@ -234,7 +234,7 @@ def wrong_clocks(found: dict[str, Any], trials: int) -> None:
 
 STORMS = {"kill": kill_storm, "stop": stop_storm, "double": double_storm, "clock": clock_storm}
 CHECKS = {"kill": kill_minus_nine, "stop": requests_to_stop, "double": double_starts, "clock": wrong_clocks}
-FEW = {"kill": (4,), "stop": (2, 1), "double": (1,), "clock": (1,)}
+FEW = {"kill": (2,), "stop": (1, 1), "double": (1,), "clock": (1,)}
 MANY = {"kill": (200,), "stop": (100, 20), "double": (20,), "clock": (20,)}
 
 

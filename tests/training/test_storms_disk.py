@@ -124,7 +124,7 @@ def disks(root: Path, trials: int, fsyncs: int) -> None:
 
 
 def test_a_disk_that_fills_up_or_fails_costs_no_checkpoint(tmp_path: Path) -> None:
-    disks(tmp_path, 2, 2)
+    disks(tmp_path, 1, 1)
 
 
 @pytest.mark.slow

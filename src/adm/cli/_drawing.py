@@ -59,6 +59,7 @@ class Drawing:
     def _to_npz(self, out: str) -> None:
         import numpy as np
 
+        from adm.cli._progress import say
         from adm.data import write_npz
         from adm.runtime import files
         from adm.runtime.errors import UsageError
@@ -73,7 +74,8 @@ class Drawing:
         write_npz(Path(out), np.concatenate([batch.images for batch in made]), self.labels)
         costs = [(len(batch.images) / num, batch.cost.per_image()) for batch in made]
         mean = {name: sum(share * cost[name] for share, cost in costs) for name in costs[0][1]}
-        print(f"{shown_path(Path(out))} ({_images(num)}; {cost_text(mean)})")
+        say(cost_text(mean))
+        print(shown_path(Path(out)))
 
     def _made(self, wanted: frozenset[int], again: str) -> Iterator[Batch]:
         """The batches with a wanted image, with progress; stops between two of them when asked to.

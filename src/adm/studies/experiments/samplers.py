@@ -100,7 +100,7 @@ class Samplers:
 
     seeds: int = 3
     num: int = 300
-    evaluations: tuple[int, ...] = (5, 8, 10, 15, 25, 50)
+    evaluations: tuple[int, ...] = (5, 8, 10, 15, 25)
     reference: int = 250
     scale: float = 3.0
     weight: float = 1.5

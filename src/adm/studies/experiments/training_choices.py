@@ -23,7 +23,7 @@ from adm.runtime.distributed import World
 from adm.studies._judge import digits_judge
 from adm.studies._machine import machine
 from adm.studies._plots import Dots, dot_plot
-from adm.studies._report import Column, Figure, Report, Row, Table, text_table, write_report
+from adm.studies._report import Column, Figure, Report, Row, Table, markdown, text_table, write_report
 from adm.studies._trials import Summary, Trial, run_trials, summaries
 from adm.studies.generate import batches, prepare
 from adm.training.config import DataConfig, DiffusionTraining, LoopConfig, OptimizerConfig, TrainConfig
@@ -233,6 +233,7 @@ class TrainingChoices:
             guide=GUIDE,
         )
         path, *_ = write_report(out / "report.html", report)
+        files.write_text(out / "report.md", markdown(report))
         results = {name: {"by_seed": s.by_seed, "mean": s.mean, "std": s.spread} for name, s in found.items()}
         files.write_json(out / "results.json", {"options": asdict(self), "machine": machine(), "variants": results})
         return path, text_table(table)
