@@ -23,7 +23,7 @@ CLASSIFIER = (
 )
 STEPS = (Recommended("ddpm", 3, 200.0), Recommended("ddim", 2, 500.0))
 
-CLASSIFIER = "classifier:classifier=tiny/clf,scale=200.0,temperature=1.0"
+GUIDED_BY = "classifier:classifier=tiny/clf,scale=200.0,temperature=1.0"
 
 
 def preset(name, kind, flags, **more):
@@ -92,7 +92,7 @@ def test_one_command_picks_the_classifier_the_scale_and_the_steps_and_says_so(ca
         assert [(row["label"], row["class"].lower()) for row in csv.DictReader(file)] == [("151", "chihuahua")]
     sha256 = {name: hashlib.sha256((cache / f"{name}.pt").read_bytes()).hexdigest() for name in ("base", "clf")}
     assert request | {"model": "tiny/base", "model_sha256": sha256["base"], "weights": "ema", "labels": "chihuahua",
-                      "guidance": [CLASSIFIER], "guidance_sha256": [sha256["clf"]],
+                      "guidance": [GUIDED_BY], "guidance_sha256": [sha256["clf"]],
                       "label_policy": "given, in turn", "steps": 3, "sampler": "ddpm"} == request  # fmt: skip
     np.testing.assert_array_equal(
         adm.generate("tiny/base", ["chihuahua"], sampler="ddpm", guidance=("classifier",)), images
@@ -124,7 +124,7 @@ def test_an_unconditional_model_takes_labels_when_it_is_guided(cache, tmp_path, 
     assert (refused.code, "unconditional and nothing guides it" in refused.problem) == (2, True)
     _, request, _ = sampled(adm_command, tmp_path / "s", *words, "--guidance", "classifier")
     _, unguided, _ = sampled(adm_command, tmp_path / "n", *words[:1], *words[3:], "--num", 1)
-    assert (request["guidance"], unguided["guidance"]) == ([CLASSIFIER], [])
+    assert (request["guidance"], unguided["guidance"]) == ([GUIDED_BY], [])
     assert (request["label_policy"], unguided["label_policy"]) == ("given, in turn", "none")
 
 
