@@ -16,7 +16,7 @@ from typing import Any
 PRELOADED = [
     "torch._dynamo",
     "torch.distributed.tensor",
-    "torch.utils.tensorboard.writer",
+    "tensorboard.summary.writer.record_writer",
     "adm.runtime._replica",
     "adm.training.run",  # there is one server for all tests, and other files need this
 ]

@@ -39,7 +39,12 @@ NETWORK: dict[str, Any] = {
     "num_head_channels": None,
 }
 SCHEDULE = ScheduleConfig("cosine", 10)
-PRELOADED = ["adm.training.run", "torch.utils.tensorboard.writer", "torch._dynamo", "torch.distributed.tensor"]
+PRELOADED = [
+    "adm.training.run",
+    "tensorboard.summary.writer.record_writer",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+]
 
 
 class Stripes:

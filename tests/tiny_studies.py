@@ -45,7 +45,7 @@ def run(name: str, out: Path, stop_after: int | None = None) -> None:
     """The study, asked to stop when it has asked so many times whether to; seconds are as given, not measured."""
     if name == "guidances" and not (out / "seconds.json").exists():
         files.make_directory(out)
-        files.write_json(out / "seconds.json", {"ways": list(SECONDS), "seconds": SECONDS})
+        files.write_json(out / "seconds.json", {**STUDIES[name].setting("cpu"), "seconds": SECONDS})
     asked = itertools.count(1)
     with join() as world:
         STUDIES[name].run(out, stop_requested=lambda: next(asked) == stop_after, world=world)

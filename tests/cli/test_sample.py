@@ -14,6 +14,7 @@ import adm
 from adm.data import SampleSet
 from adm.runtime import lookup
 from adm.runtime.randomness import MAX_SEED
+from adm.studies.choices import full_spec
 
 STEPS = ["--steps", "2", "--device", "cpu"]
 
@@ -375,9 +376,68 @@ def test_a_grid_is_recorded_and_another_one_refused_by_name(runs, tmp_path, adm_
     timesteps = adm.DPMSolver2M().timesteps(adm.load("model").schedule, 5)  # log-SNR
     assert (request["steps"], request["grid"]) == (5, "karras:5") and request["timesteps"] != timesteps
     assert adm_command(*words, "KARRAS: 5").code == 0
-    for other, said in (("even:5", "grid=karras:5, you asked for even:5"), ("5", "grid=karras:5"), ("6", "steps=5")):
+    for other, said in (
+        ("even:5", "grid=karras:5, you asked for even:5"),
+        ("5", "grid=karras:5, you asked for the sampler's own, 5 steps"),
+        ("6", "steps=5"),
+    ):
         result = adm_command(*words, other)
         assert result.code == 2 and f"was made with {said}" in result.problem
+
+
+def test_a_set_of_the_samplers_own_grid_says_its_steps_when_another_is_asked_for(runs, tmp_path, adm_command):
+    words = ["sample", "model", "--out", tmp_path / "s", "--num", 1, "--device", "cpu", "--steps"]
+    assert adm_command(*words, "5").code == 0
+    said = adm_command(*words, "karras:5").problem
+    assert "was made with grid=the sampler's own, 5 steps, you asked for karras:5" in said
+
+
+def test_a_grid_is_its_timesteps_whatever_it_is_called(runs, tmp_path, adm_command):
+    words = ["sample", "model", "--out", tmp_path / "s", "--device", "cpu", "--num"]
+    assert adm_command(*words, 1, "--steps", "ddim25").code == 0
+    assert adm_command(*words, 2, "--steps", "strided:25").code == 0
+    assert json.loads((tmp_path / "s" / "request.json").read_text())["grid"] == "ddim25"
+
+
+@pytest.mark.parametrize(
+    ("begun", "same", "other"),
+    [
+        ("dpm_solver_3m", ["dpm-solver-3m", "dpm_solver_3m:d2=published"], "dpm_solver_3m:d2=corrected"),
+        ("heun:churn=2", ["heun:churn=2.0", "heun:churn_min=0,churn=2"], "heun:churn=3"),
+        ("ddpm", ["ddpm:variance=model"], "ddpm:interpolation=linear"),
+    ],
+)
+def test_samplers_that_are_the_same_in_other_words_continue_a_set(begun, same, other, runs, tmp_path, adm_command):
+    out = tmp_path / "s"
+    words = ["sample", "model", "--out", out, "--num", 1, *STEPS, "--sampler"]
+    assert adm_command(*words, begun).code == 0
+    request = json.loads((out / "request.json").read_text())
+    assert request["sampler"] == full_spec("sampling", begun) != begun
+    for written in (request["sampler"], begun):  # of today, and as sets said it before: the text that was typed
+        (out / "request.json").write_text(json.dumps({**request, "sampler": written}))
+        for spec in (begun, *same):
+            assert adm_command(*words, spec).code == 0
+        refused = adm_command(*words, other)
+        assert refused.code == 2 and "was made with sampler=" in refused.problem
+
+
+def test_a_default_that_became_another_does_not_continue_a_set(runs, tmp_path, adm_command, monkeypatch):
+    words = ["sample", "model", "--out", tmp_path / "s", "--num", 1, *STEPS, "--sampler"]
+    assert adm_command(*words, "dpm_solver_3m").code == 0
+    monkeypatch.setattr(adm.DPMSolver3M.__init__, "__defaults__", ("corrected", 1.0))
+    assert adm_command(*words, "dpm_solver_3m").code == 2
+    assert adm_command(*words, "dpm_solver_3m:d2=published").code == 0
+
+
+def test_guidance_that_is_the_same_in_other_words_continues_a_set(runs, tmp_path, adm_command):
+    words = ["sample", "model", "--out", tmp_path / "s", "--num", 1, *STEPS, "--guidance"]
+    assert adm_command(*words, "interval:of=(autoguidance:model=unconditional,weight=2),low=1").code == 0
+    assert adm_command(*words, "interval:low=1.0,of=(autoguidance:weight=2.0,model=unconditional)").code == 0
+    assert adm_command(*words, "interval:of=(autoguidance:model=unconditional,weight=3),low=1").code == 2
+    words[3] = tmp_path / "t"
+    assert adm_command(*words, "classifier_free:weight=2,model=unconditional").code == 0
+    assert adm_command(*words, "classifier-free:model=unconditional").code == 0
+    assert adm_command(*words, "classifier-free:model=unconditional,weight=2.5").code == 2
 
 
 def test_a_plain_number_is_recorded_as_ever_and_old_sets_continue(runs, tmp_path, adm_command):

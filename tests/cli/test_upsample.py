@@ -103,7 +103,8 @@ def test_a_directory_holds_an_image_for_each_small_one_its_label_and_the_request
         ("2", "owl", "5"), ("1", "dog", "6"), ("2", "owl", "7"), ("1", "dog", "8"), ("2", "owl", "9")
     ]  # fmt: skip
     request = json.loads((tmp_path / "s" / "request.json").read_text())
-    assert request | {"model": "up", "input": "labelled.npz", "steps": 2, "sampler": "ddpm", "seed": 5} == request
+    assert request | {"model": "up", "input": "labelled.npz", "steps": 2, "seed": 5} == request
+    assert request["sampler"].startswith("ddpm:") and "interpolation=" in request["sampler"]
     assert (request["label_policy"], request["low_res_size"], request["image_shape"]) == (
         "of the input",
         [8, 8],

@@ -280,6 +280,12 @@ class TestSmoothed:
         torch.testing.assert_close(smoothed(module, beta=1e8)(x), module(x), rtol=0, atol=1e-7)
         assert not smooth.training
 
+    def test_an_activation_that_stands_in_two_places_is_replaced_in_both(self):
+        act, first, second = nn.ReLU(), nn.Linear(2, 4), nn.Linear(4, 2)
+        smooth = smoothed(nn.Sequential(first, act, second, act))
+        x = torch.randn(5, 2)
+        torch.testing.assert_close(smooth(x), F.softplus(second(F.softplus(first(x), beta=3.0)), beta=3.0))
+
     def test_a_module_without_relu_is_refused(self):
         for module in (nn.Sequential(nn.Linear(2, 2), nn.SiLU()), nn.ReLU()):
             with pytest.raises(ValueError, match=r"has no nn\.ReLU to smooth: write its activations as modules"):
@@ -364,7 +370,11 @@ class TestRefusals:
             ({"jacobian": "exact"}, "jacobian 'exact': choose gaussian, or identity"),
             ({"mean": (0.5,)}, "mean and std belong together: give both, or neither"),
             ({"mean": (0.5,), "std": (0.0,)}, r"std \(0.0,\): give positive numbers"),
+            ({"std": (math.inf,), "mean": (0.5,)}, r"std \(inf,\): give positive numbers"),
+            ({"mean": (math.nan,), "std": (0.5,)}, r"mean \(nan,\): give numbers"),
             ({"size": 0}, "size 0: give the side of the classifier's images"),
+            ({"scale": math.nan}, "scale nan: choose a number; 0 is no guidance"),
+            *[({name: math.inf}, f"{name} inf: choose a number") for name in ("scale", "tau1", "tau2", "gamma")],
         ],
     )
     def test_options_that_cannot_be(self, options, message):
@@ -385,6 +395,33 @@ class TestRefusals:
     def test_classifiers_that_do_something_else(self, classifier, message):
         with pytest.raises(ValueError, match=message):
             asked(adm.CleanClassifierGuidance(classifier))
+
+    def test_a_classifier_of_other_channels_before_anything_is_drawn(self):
+        class Grey:
+            schedule, image_shape = SCHEDULE, (1, 8, 8)
+
+        class Colour:
+            image_shape = (3, 8, 8)
+
+            def __call__(self, images):
+                return images.flatten(1)
+
+        with pytest.raises(
+            ValueError, match="takes 3-channel images, the model makes 1-channel ones: use a classifier of"
+        ):
+            adm.CleanClassifierGuidance(Colour())(Grey())
+        for options in ({"mean": (0.5, 0.5), "std": (1.0,)}, {"mean": (0.5,), "std": (1.0, 1.0)}):
+            with pytest.raises(ValueError, match="has 2 numbers, but the number of channels is 1: give one for all"):
+                adm.CleanClassifierGuidance(matrix, **options)(Grey())
+
+    def test_normalisation_of_other_channels_where_the_model_does_not_say_its_own(self):
+        with pytest.raises(ValueError, match="mean has 3 numbers, but the number of channels is 2"):
+            asked(adm.CleanClassifierGuidance(matrix, mean=(0.5,) * 3, std=(1.0,) * 3))
+
+    def test_a_module_that_cannot_take_the_images_says_which(self):
+        colour = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten())
+        with pytest.raises(ValueError, match=r"cannot take images of shape \(3, 2, 1, 1\) \(.*channels.*\): give one"):
+            asked(adm.CleanClassifierGuidance(colour))
 
     def test_no_label(self):
         with pytest.raises(ValueError, match=r"needs to know which class: give Condition\(label=...\)"):

@@ -1,5 +1,6 @@
 """What every guidance owes: parametrised over the files of the room, so that a new file is tested by being there."""
 
+import dataclasses
 import inspect
 import itertools
 
@@ -144,6 +145,15 @@ def test_weight_1_is_the_denoiser_itself(spec):
         pytest.skip("has no weight")
     off = lookup.build("guidance", f"{spec.partition(':')[0]}:weight=1", given=MODELS)
     assert off(MIXTURE) is MIXTURE
+
+
+def test_strengths_that_are_no_numbers_are_refused(spec):
+    made = guidance(spec)
+    strengths = {"scale", "weight", "parallel", "tau1", "tau2", "gamma", "factor", "slope"}
+    for name in strengths & set(inspect.signature(type(made)).parameters):
+        for value in ("nan", "inf", "-inf"):
+            with pytest.raises(ValueError, match=rf"{name} {value}: choose a number; "):
+                dataclasses.replace(made, **{name: float(value)})
 
 
 @pytest.mark.parametrize("other", SPECS)

@@ -283,6 +283,11 @@ class TestRefusals:
             ):
                 adm.LossGuidance(function)
 
+    @pytest.mark.parametrize("scale", [float("nan"), float("inf"), float("-inf")])
+    def test_a_scale_is_a_number(self, scale):
+        with pytest.raises(ValueError, match="choose a number; 0 is no guidance"):
+            adm.LossGuidance(square, scale)
+
     def test_what_is_no_function(self):
         with pytest.raises(ValueError, match="a str is no function: give one from x_0 to a loss for each image"):
             adm.LossGuidance("mylab.losses.dark")

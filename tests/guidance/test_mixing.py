@@ -281,6 +281,14 @@ class TestAdaptiveProjected:
         assert torch.equal(first, second) and torch.equal(first, third) and not torch.equal(third, fourth)
         assert torch.equal(within.fresh()(X, 300, COND).x0, first)
 
+    def test_what_is_remembered_holds_no_graph(self):
+        """A loss differentiates through each step: its graph must go with it."""
+        projected = apg(momentum=-0.5)(conditional())
+        within = adm.LossGuidance(lambda x0: x0.square().flatten(1).sum(1))(projected).fresh()
+        for _ in range(2):
+            within(X, 300, COND)
+            assert not within.denoiser.average.requires_grad
+
     def test_memory_is_reached_through_other_guidances(self):
         guided = adm.guide(conditional(), apg(momentum=-0.5), adm.EpsilonScaling(1.01), adm.Clip())
         within = guided.fresh()
@@ -291,7 +299,12 @@ class TestAdaptiveProjected:
 
     @pytest.mark.parametrize(
         ("options", "message"),
-        [({"norm": 0.0}, "choose a positive length"), ({"momentum": 1.0}, "choose a number between -1 and 1")],
+        [
+            ({"norm": 0.0}, "choose a positive length"),
+            ({"norm": float("inf")}, "choose a positive length, or None for no bound"),
+            ({"momentum": 1.0}, "choose a number between -1 and 1"),
+            ({"parallel": float("nan")}, "parallel nan: choose a number; 0 takes the part along D_c away"),
+        ],
     )
     def test_options_out_of_range_are_refused(self, options, message):
         with pytest.raises(ValueError, match=message):

@@ -103,6 +103,27 @@ def test_options_become_the_constructors_types(mylab: None) -> None:
     assert isinstance(build("model=x,scale=3").scale, float)
 
 
+def test_numbers_of_options_may_be_infinite_but_never_nan(mylab: None) -> None:
+    assert build("model=x,scale=inf").scale == float("inf") and build("model=x,scale=Infinity").scale == float("inf")
+    assert build("model=x,span=(-inf,inf)").span == (float("-inf"), float("inf"))
+    for options in ("scale=nan", "span=(nan,inf)"):
+        with pytest.raises(UsageError, match=r"finite"):
+            build(f"model=x,{options}")
+
+
+@pytest.mark.parametrize(
+    ("room", "spec", "option"),
+    [
+        ("sampling", "dpm_solver_2m:reach=inf", "reach"),
+        ("sampling", "heun:churn=3,churn_max=inf", "churn_max"),
+        ("guidance", "interval:low=0.2,high=inf", "high"),
+    ],
+)
+def test_what_is_published_as_infinite_can_be_written(room: str, spec: str, option: str) -> None:
+    built = lookup.build(room, spec, given={"of": lambda denoiser: denoiser})
+    assert getattr(built, option) == float("inf")
+
+
 def test_given_arguments_fill_what_the_constructor_has(mylab: None) -> None:
     given = {"model": 5, "scale": 3.0, "unheard_of": 1}
     assert build("", given=given).model == 5

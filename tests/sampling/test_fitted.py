@@ -103,7 +103,7 @@ def test_it_comes_nearer_to_the_exact_solution_than_log_snr_and_karras(schedule,
     exact = by_quadrature(denoiser, x_T, float(fine[0].sigma / fine[0].alpha))
     for links in (5, 6, 8, 10):
         grids = {
-            "fitted": fine.timesteps[cheapest_path(starts.sqrt(), jumps.sqrt(), links)],
+            "fitted": fit_timesteps(fine, starts, jumps, links),
             "log-snr": timesteps_for(adm.DDIM(), schedule, f"log-snr:{links}"),
             "karras": timesteps_for(adm.DDIM(), schedule, f"karras:{links}"),
         }
@@ -135,7 +135,7 @@ def test_the_grid_is_of_its_teachers_timesteps_and_ends_as_it_does():
     schedule = adm.cosine(1000)
     fine = chain(schedule, "log-snr:20")
     den = gaussian(schedule, 0.25)
-    grid = fit_timesteps(den, fine, 4, adm.SeededNoise([0], F64), (1, 1, 2, 2), adm.DDIM())
+    grid = fit_timesteps(fine, *jump_errors(den, fine, adm.SeededNoise([0], F64), (1, 1, 2, 2), adm.DDIM()), 4)
     assert grid == sorted(grid) and len(grid) == 4
     assert set(grid) <= set(fine.timesteps.tolist())
     assert bool(adm.Chain(schedule, grid)[-1].last)
@@ -148,6 +148,13 @@ def test_a_teacher_that_asks_elsewhere_is_refused():
 
     schedule = adm.cosine(1000)
     with pytest.raises(ValueError, match="use a rule without noise"):
-        fit_timesteps(
-            gaussian(schedule, 0.25), chain(schedule, "log-snr:9"), 3, adm.SeededNoise([0]), (1, 1, 1, 1), Elsewhere()
+        jump_errors(
+            gaussian(schedule, 0.25), chain(schedule, "log-snr:9"), adm.SeededNoise([0]), (1, 1, 1, 1), Elsewhere()
         )
+
+
+@pytest.mark.parametrize("teacher", [adm.DDPM(), adm.DDIM(eta=1.0), adm.DPMSolverSDE()], ids=str)
+def test_a_teacher_that_draws_noise_is_refused(teacher):
+    schedule = adm.cosine(1000)
+    with pytest.raises(ValueError, match="the teacher draws noise: use a rule without noise"):
+        jump_errors(gaussian(schedule, 0.25), chain(schedule, "log-snr:9"), adm.SeededNoise([0]), (1, 1, 1, 1), teacher)

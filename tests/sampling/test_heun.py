@@ -95,6 +95,21 @@ def test_n_steps_of_heun_cost_2_n_less_1_evaluations_at_the_ends_of_the_links():
     assert denoiser.times == [900, 500, 500, 200, 200, 0, 0]
 
 
+@pytest.mark.parametrize("churn", [0.5, 4.0, 1e9])
+@pytest.mark.parametrize("schedule", [adm.linear(1000), adm.cosine(1000)])
+def test_churn_costs_no_correction(schedule, churn):
+    """The cosine schedule goes on above the highest level where a step is corrected, e^5.1; churn stays at it."""
+    denoiser = Counted(gaussian(schedule, 0.25))
+    rule = adm.Heun(churn=churn)
+    for num in (1, 3, 8):
+        denoiser.times.clear()
+        chain = adm.Chain(schedule, rule.timesteps(schedule, num))
+        adm.sample(denoiser, chain, rule, adm.SeededNoise([0], F64), (1, 1, 2, 2))
+        assert len(denoiser.times) == 2 * num - 1
+        assert float((1 / schedule.alpha_bar_at(max(denoiser.times)) - 1).sqrt()) <= math.exp(5.1) * (1 + 1e-9)
+        assert num == 1 or denoiser.times[0] > float(chain[0].t) or schedule.same_as(adm.linear(1000))
+
+
 def test_above_all_levels_of_edm_a_step_is_eulers():
     """The cosine schedule's last timestep, noise-to-signal 2e4: few even steps stay near the data all the same."""
     denoiser = Counted(gaussian(adm.cosine(1000), 0.25))

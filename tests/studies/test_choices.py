@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import adm
-from adm.checkpoints.presets import PRESETS, find_preset
+from adm.checkpoints.presets import PRESETS, Recommended, find_preset
 from adm.runtime.errors import DamagedError, UsageError
 from adm.studies.choices import choose, full_spec
 from adm.studies.generate import prepare_named
@@ -63,6 +63,23 @@ def test_what_is_said_explicitly_wins_and_is_not_said_again():
         assert chosen(name, sampler, steps, guidance).said(steps) is None
 
 
+def test_a_model_that_is_called_classifier_is_no_classifier_guidance():
+    """Of the presets whose steps were released with guidance and without, either are taken by what guides."""
+    preset = dataclasses.replace(
+        find_preset("openai/imagenet64"),
+        recommended=(
+            Recommended(sampler="ddpm", steps=250, scale=1.0),
+            Recommended(sampler="ddpm", steps=70, scale=None),
+        ),
+    )
+    for spec, steps in (
+        ("autoguidance:model=classifier", 70),
+        ("classifier:scale=2", 250),
+        ("interval:of=classifier", 250),
+    ):
+        assert choose(preset, "openai/imagenet64", "ddpm", None, [spec]).steps == steps
+
+
 def test_without_guidance_only_steps_are_chosen():
     assert chosen("openai/lsun-cat", guidance=()).said(1000) == "using 1000 steps of ddpm (the released settings)"
     assert chosen("openai/imagenet64", guidance=()).said(250) == "using 250 steps of ddpm (the released settings)"
@@ -82,6 +99,7 @@ def test_a_full_spec_spells_every_default():
     assert full_spec("guidance", "clip:limit=2") == "clip:limit=2,after=false"
     assert full_spec("guidance", "classifier:classifier=runs/a").startswith("classifier:classifier=runs/a,scale=1.0")
     assert full_spec("sampling", "ddim") == "ddim:eta=0.0"
+    assert full_spec("sampling", "dpm-solver-2m") == "dpm_solver_2m:reach=1.0"
     assert full_spec("guidance", "interval:of=clip:limit=2,low=0.2") == (
         "interval:of=(clip:limit=2,after=false),low=0.2,high=inf"
     )

@@ -3,7 +3,7 @@
 import pytest
 from scipy import stats
 
-from adm.studies._comparison import best_by_others, paired
+from adm.studies._comparison import CONFIDENCE, best_by_others, paired
 
 OURS = {0: 1.31, 1: 0.94, 2: 1.72, 3: 1.05}
 THEIRS = {0: 1.25, 1: 0.91, 2: 1.49, 3: 1.11}
@@ -31,6 +31,13 @@ def test_two_standard_errors_decide(shift, higher_is_better, word):
     noise = {0: 0.1, 1: -0.1, 2: 0.05, 3: -0.05}
     gap = paired({k: shift + v for k, v in noise.items()}, dict.fromkeys(noise, 0.0))
     assert gap.verdict(higher_is_better).startswith(word)
+
+
+def test_what_a_report_says_of_two_standard_errors_is_what_the_t_distribution_has():
+    said = {3: 82, 5: 88, 10: 92}
+    for seeds, percent in said.items():
+        assert round(100 * (2 * stats.t(seeds - 1).cdf(2) - 1)) == percent
+        assert f"{percent} % with {seeds}" in CONFIDENCE[1]
 
 
 def test_one_seed_has_no_error_bars_and_the_verdict_says_so():

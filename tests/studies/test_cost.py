@@ -1,5 +1,6 @@
 """What images cost, against what each rule and guidance is known to evaluate."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,7 +64,7 @@ def cost(model, sampler="ddim", steps=10, guidance=(), labels=(0, 1, 2), batch_s
     [
         *[(name, 10) for name in ("ddpm", "ddim", "ddim:eta=1", "euler", "ipndm", "dpm_solver_2m", "dpm_solver_3m")],
         *[(name, 10) for name in ("dpm_solver_sde", "unipc", "unipc:order=3")],
-        ("heun", 19),  # the last step has no second evaluation
+        *[(name, 19) for name in ("heun", "heun:churn=4", "heun:churn=1e9")],  # the last step has no second evaluation
     ],
 )
 def test_a_rule_costs_what_is_published_of_it(model, sampler, network):
@@ -121,6 +122,49 @@ def test_models_in_closures_are_counted_and_nothing_stays_behind(model):
     assert (found.network_rows, found.network) == (10, 10)
     adm.sample(wrapped, chain, adm.DDIM(), adm.SeededNoise([0]), (1, 1, 4, 4))
     assert found.network_rows == 10 and not model.network._forward_hooks
+
+
+AROUND = nn.Sequential(nn.Flatten(), nn.Linear(16, 1)).eval()
+
+
+def by_default(x0, net=AROUND):
+    return net(x0)[:, 0]
+
+
+def by_keyword_default(x0, *, net=AROUND):
+    return net(x0)[:, 0]
+
+
+def by_global(x0):
+    return AROUND(x0)[:, 0]
+
+
+def by_global_inside(x0):
+    return sum(net(x0)[:, 0] for net in [AROUND for _ in range(1)])
+
+
+def by_argument(net, x0):
+    return net(x0)[:, 0]
+
+
+class Judge:
+    def __init__(self):
+        self.net = AROUND
+
+    def loss(self, x0):
+        return self.net(x0)[:, 0]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *[by_default, by_keyword_default, by_global, by_global_inside, Judge().loss],
+        *[functools.partial(by_argument, AROUND), functools.partial(by_default, net=AROUND)],
+        functools.partial(by_global),
+    ],
+)
+def test_models_that_a_function_reaches_are_counted(model, function):
+    assert cost(model, guidance=[adm.LossGuidance(function, 0.1)]) == (10, 10, 20)
 
 
 def test_a_network_that_several_share_is_counted_once(model):

@@ -10,7 +10,7 @@ import adm
 from adm.checkpoints.model_document import ScheduleConfig
 from adm.runtime.errors import DamagedError, StoppedError, UsageError
 from adm.sampling import timesteps_for
-from adm.sampling._fitted import fit_timesteps
+from adm.sampling._fitted import fit_timesteps, jump_errors
 from adm.studies._chains import FittedGrid, chain_for, read_grid, write_grid
 from adm.studies.experiments.fit_timesteps import FitTimesteps
 from adm.studies.generate import prepare_named
@@ -41,9 +41,9 @@ def test_the_study_writes_the_grid_of_the_pure_function_and_sample_takes_it(runs
     model = adm.load("model")
     fine = adm.Chain(model.schedule, timesteps_for(adm.DDIM(), model.schedule, "log-snr:12"))
     labels = adm.Condition(label=[0, 1, 2, 3])
-    pure = fit_timesteps(
-        adm.guide(model, adm.Clip()), fine, 3, adm.SeededNoise(range(4)), (4, 1, 8, 8), adm.DPMSolver2M(), labels
-    )
+    clipped = adm.guide(model, adm.Clip())
+    errors = jump_errors(clipped, fine, adm.SeededNoise(range(4)), (4, 1, 8, 8), adm.DPMSolver2M(), labels)
+    pure = fit_timesteps(fine, *errors, 3)
     assert list(read_grid(out / "grid.json").timesteps) == pure
     words = ["sample", "model", "--num", 1, "--sampler", "ddim", "--steps", out / "grid.json", "--out", tmp_path / "s"]
     sampled = adm_command(*words, "--device", "cpu")
@@ -67,6 +67,21 @@ def test_what_is_there_is_not_done_again_and_a_stop_continues(runs, tmp_path, mo
     assert study.run(tmp_path)[1] == table and (tmp_path / "grid.json").read_bytes() == before
     with pytest.raises(TypeError):  # other links: the teacher's steps are there, the comparison is not
         replace(study, links=4).run(tmp_path)
+
+
+def test_a_short_last_batch_counts_as_the_images_that_it_has(runs, tmp_path):
+    """The distance over all images is that of one batch of them all."""
+    found = {}
+    for size in (2, 3):
+        FitTimesteps(model="model", num=3, batch_size=size, fine=6, links=3).run(tmp_path / str(size))
+        found[size] = json.loads((tmp_path / str(size) / "results.json").read_text())
+    assert found[2]["grids"] == found[3]["grids"] and found[2]["std"] != found[3]["std"]
+    assert found[2]["distance"] == pytest.approx(found[3]["distance"], rel=1e-4)
+
+
+def test_a_teacher_with_noise_is_refused_in_a_line(runs, tmp_path, adm_command):
+    result = adm_command("study", f"fit_timesteps:model=model,{SMALL},teacher=ddpm", "--out", tmp_path)
+    assert result.code == 2 and "teacher ddpm: the teacher draws noise: use a rule without noise" in result.last
 
 
 def test_guidance_is_part_of_the_fit_and_of_the_file(runs, tmp_path):

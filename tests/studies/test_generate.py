@@ -132,6 +132,9 @@ def test_x_0_is_clipped_unless_a_clip_says_otherwise(plain):
     assert bound("clip:limit=0.25") == 0.25
     assert bound("clip:limit=1000") > 1
     assert bound("clip:after=true") == 1
+    nowhere = "high=1e-9"
+    assert bound(f"interval:of=(clip),{nowhere}") == bound(f"interval:of=(dynamic_threshold),{nowhere}") == 1
+    assert bound(f"interval:of=(clip),{nowhere}", "clip:limit=0.25") == 0.25
 
 
 def test_models_that_do_not_go_together_are_refused(model, plain):

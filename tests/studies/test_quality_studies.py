@@ -1,6 +1,7 @@
 """The studies at a reduced size: all is there, a stop costs nothing, and processes share the work."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ import tiny_studies
 from adm.diffusion.model import DiffusionModel
 from adm.diffusion.schedule import cosine
 from adm.nn import UNet, UNetConfig
-from adm.runtime.errors import StoppedError
+from adm.runtime.errors import StoppedError, UsageError
+from adm.studies._comparison import paired
 from adm.studies._cost import counted
-from adm.studies._digit_models import part
+from adm.studies._digit_models import DigitModels, Sizes, part
 from adm.studies._seconds import interleaved
 from adm.studies._trials import Summary
 from adm.studies.experiments import _ways
+from adm.studies.experiments._link_seconds import stored_seconds
 from adm.studies.experiments.guidances import Guidances
 from adm.studies.experiments.samplers import GRIDS, REFERENCE, RULES, Samplers, variant
 from adm.studies.generate import batches, prepare
@@ -136,6 +139,92 @@ def test_chains_of_all_ways_take_equally_long():
         for name in _ways.WAYS:
             taken = Guidances().links(seconds, name, budget) * seconds[name]
             assert abs(taken - allowed) <= seconds[name] / 2 + 1e-12  # to half a link
+
+
+def test_stored_seconds_are_those_of_this_very_setting_or_none(tmp_path):
+    path, study = tmp_path / "seconds.json", Guidances()
+    setting, seconds = study.setting("cpu"), dict.fromkeys(_ways.WAYS, 0.5)
+    assert stored_seconds(path, setting) is None
+    path.write_text(json.dumps({**setting, "seconds": seconds}))
+    assert stored_seconds(path, setting) == seconds
+    others = [
+        replace(study, **change).setting("cpu")
+        for change in ({"width": 24}, {"sampler": "heun"}, {"budgets": (8,)}, {"num": 20})
+    ]
+    for other in (*others, study.setting("cuda"), {**setting, "machine": {"torch": "1.0"}}, {**setting, "ways": []}):
+        assert other != setting and stored_seconds(path, other) is None
+    for incomplete in ({}, {"seconds": {}}, {"seconds": {**seconds, "apg": None}}, {"seconds": {**seconds, "apg": 0}}):
+        path.write_text(json.dumps({**setting, **incomplete}))
+        assert stored_seconds(path, setting) is None
+    path.write_text("{")
+    assert stored_seconds(path, setting) is None
+
+
+def test_a_study_measures_again_what_was_measured_in_another_setting(tmp_path, monkeypatch):
+    """And keeps what it has measured."""
+    measured = []
+
+    def interleaved(works, rounds, device):
+        measured.append(list(works))
+        return dict.fromkeys(works, 1.0)
+
+    monkeypatch.setattr("adm.studies.experiments.guidances.interleaved", interleaved)
+    monkeypatch.setattr(Guidances, "request", lambda *words: None)
+    (tmp_path / "seconds.json").write_text(json.dumps({"ways": list(_ways.WAYS)}))
+    for study, times in ((Guidances(), 1), (Guidances(), 1), (Guidances(width=24), 2)):
+        study.seconds(tmp_path, DigitModels(tmp_path, Sizes(8, 4, 3, 3, 8)))
+        assert len(measured) == times
+
+
+def test_evaluations_that_a_rule_cannot_have_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(DigitModels, "train", lambda *words: pytest.fail("trained"))
+    with pytest.raises(UsageError, match=r"^37 evaluations of ddim: .*Choose other evaluations\.$"):
+        Samplers(evaluations=(10, 37)).run(tmp_path)
+    with pytest.raises(UsageError, match=r"^1001 evaluations of ddpm: "):
+        Samplers(reference=1001).run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "weight", "network"),
+    [("classifier-free", 1.5, 18.0), ("unguided", 1.5, 9.0), ("classifier-free", 1.0, 9.0)],
+)
+def test_a_curve_lies_where_its_evaluations_were_counted(mode, weight, network):
+    def summary(name):
+        return Summary(name, {"fd": 1.0, "network": network}, {"fd": None, "network": None}, {})
+
+    study = Samplers(evaluations=(10,), weight=weight)
+    names = [variant(mode, name, 10) for name in RULES] + [variant(mode, REFERENCE, study.reference)]
+    panel = study.panel("fd", mode, {name: summary(name) for name in names}, log=True)
+    assert all(list(curve.x) == [9.0] for curve in panel.curves)
+
+
+class TestTheFindingOfGuidances:
+    PLAIN = (5.0, 6.0, 7.0)
+
+    def finding(self, **special):
+        """special: way -> its FD by seed at its first strength."""
+        found = {}
+        for name, way in _ways.WAYS.items():
+            for strength in way.strengths:
+                values = self.PLAIN if name == _ways.NONE else (99.0, 99.0, 99.0)
+                if name in special and strength == way.strengths[0]:
+                    values = special[name]
+                by_seed = {k: {"fd": v, "label_accuracy": 0.5} for k, v in enumerate(values)}
+                key = _ways.variant(name, strength, 16)
+                found[key] = Summary(key, {"fd": sum(values) / 3, "label_accuracy": 0.5}, {}, by_seed)
+        return Guidances().finding(found, 16)
+
+    def test_who_wins_is_judged_under_seeds_that_did_not_choose_it(self):
+        # "apg" is the lowest in the mean by seed 0 alone; under that seed the others choose "classifier".
+        said = self.finding(apg=(-9.0, 5.9, 6.9), classifier=(4.0, 5.0, 6.0))
+        assert "apg at 1.5" in said and "classifier at 1" in said
+        gap = paired({0: 4.0, 1: 5.9, 2: 6.9}, dict(enumerate(self.PLAIN)))
+        assert f"FD 6.00, {gap.show()} with it" in said and "lower FD than none" in said
+
+    def test_where_no_guidance_wins_it_says_so(self):
+        said = self.finding(apg=(5.5, 6.5, 7.5))
+        assert "no guidance has a lower FD than none, not the best either (apg at 1.5;" in said
+        assert "+0.50 ± 0.00" in said and "not as good" in said
 
 
 def test_seconds_are_compared_in_turn():

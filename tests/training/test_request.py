@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 
 from adm.checkpoints import format as checkpoint_format
 from adm.data.digits import Digits
+from adm.runtime import files
 from adm.runtime.config import difference, meanings, override, settings
 from adm.runtime.errors import AdmError, DamagedError, UsageError
+from adm.runtime.signals import SIGNALS
 from adm.training.config import TrainConfig
 from adm.training.defaults import default_config, typical_config, usual_settings
 from adm.training.request import Request, plan
@@ -106,7 +109,8 @@ def test_a_run_without_a_readable_config_follows_its_newest_checkpoint(two: Path
     with pytest.warns(UserWarning, match=r"config.json cannot be used .* what the newest checkpoint says counts"):
         assert asked(two) == before
     (two / "config.json").unlink()
-    assert asked(two) == before
+    with pytest.warns(UserWarning, match=r"config.json is missing: what the newest checkpoint says counts"):
+        assert asked(two) == before
     for step in checkpoint_format.steps(two / "checkpoints"):
         (two / "checkpoints" / checkpoint_format.step_name(step) / "config.json").write_text("{}")
     fresh = asked(two)  # nothing intact is left to continue
@@ -145,6 +149,31 @@ def test_a_checkpoint_with_a_foreign_config_is_refused(two: Path, monkeypatch: p
 
 def _fail(*_: object) -> None:
     raise UsageError("no config")
+
+
+def test_a_run_in_use_is_refused_before_images_are_read(two: Path, adm_command, monkeypatch) -> None:
+    monkeypatch.setattr("adm.training.request.open_training", lambda *_: pytest.fail("images were read"))
+    with files.lock(two / ".lock", "run 'first'"):
+        result = adm_command("train", "diffusion", "--data", "digits", "--out", two, "--device", "cpu")
+    assert result.code == 5 and f"is in use by pid {os.getpid()} on " in result.last
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_request_to_stop_while_images_are_read_ends_with_75_and_nothing_written(
+    number: int, tmp_path: Path, adm_command, monkeypatch
+) -> None:
+    folder, looks = write_folder(tmp_path / "few", (8, 8), ("a",), "L"), []
+
+    def opened(data, channels, on_images):
+        looks.append(1)
+        os.kill(os.getpid(), number)
+        on_images(1, 2)
+        pytest.fail("it went on to the second image")
+
+    monkeypatch.setattr("adm.training.request.open_training", opened)
+    result = adm_command("train", "diffusion", "--data", folder, "--out", tmp_path / "run", "--device", "cpu")
+    assert result.code == 75 and "stopped before the first step" in result.last and looks == [1]
+    assert not (tmp_path / "run").exists()
 
 
 # ---- what --help says -----------------------------------------------------------------------------

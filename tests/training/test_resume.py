@@ -259,7 +259,9 @@ def test_with_every_checkpoint_damaged_load_refuses(stopped) -> None:
         adm.load(out)
     before = contents(out)
     for _ in range(2):
-        with pytest.raises(DamagedError, match=r"step-00000012 is damaged.*move .*checkpoints' away to begin anew"):
+        with pytest.raises(
+            DamagedError, match=r"step-00000012 is damaged.*Bring an intact copy of .*checkpoints back, or choose"
+        ):
             run(tiny(*CASES["classifier"]), out)
         assert contents(out) == before
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import random
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,9 @@ import torch
 
 import adm
 from adm.checkpoints import format as checkpoint_format
+from adm.runtime import _disk
 from adm.runtime.config import difference, from_dict, override, to_dict
-from adm.runtime.errors import DataError, DivergedError, ResourceError, StoppedError, UsageError
+from adm.runtime.errors import DamagedError, DataError, DivergedError, ResourceError, StoppedError, UsageError
 from adm.training import loop as training_loop
 from adm.training import run as training_run
 from adm.training.build import new_model
@@ -457,7 +461,12 @@ def measured(out: Path) -> list[tuple[int, bool]]:
 def test_a_stop_during_the_last_measurement_is_no_end_and_the_same_command_makes_it(tmp_path: Path) -> None:
     config = tiny("classifier", "loop.steps=4")
     with pytest.raises(StoppedError, match="step 4, the last, was saved; run the same command for the validation"):
-        train(config, tmp_path, stop_requested=lambda: (tmp_path / "checkpoints").exists(), dataset=Stripes())
+        train(
+            config,
+            tmp_path,
+            stop_requested=lambda: checkpoint_format.steps(tmp_path / "checkpoints") != [],
+            dataset=Stripes(),
+        )
     assert measured(tmp_path) == []
     train(config, tmp_path, dataset=Stripes())
     assert measured(tmp_path) == [(4, False)]
@@ -569,3 +578,143 @@ def test_out_of_memory_names_a_microbatch_and_the_same_command_goes_on_with_it(t
     out = run(override(config, [microbatch[0]]), tmp_path / "run")
     ours, theirs = (checkpoint_format.load(path).tensors["ema"] for path in (out, whole))
     assert all(torch.allclose(ours[name], theirs[name], atol=2e-3) for name in theirs)  # its biases move by rounding
+
+
+# ---- what a start does not take for granted -------------------------------------------------------
+
+KEPT = ("ema.snapshot_every=2", "loop.sample_every=none")
+
+
+@pytest.mark.parametrize("then", ["removed", "emptied"])
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_left_as_it_is(then: str, tmp_path: Path) -> None:
+    config = tiny("diffusion", "loop.steps=4", "loop.save_every=2", *KEPT)
+    run(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    if then == "emptied":
+        (tmp_path / "checkpoints").mkdir()
+    before = contents(tmp_path)
+    with pytest.raises(
+        DamagedError, match=r"came to step 4 and has no checkpoint. Bring .*checkpoints back, or choose"
+    ):
+        run(config, tmp_path)
+    assert contents(tmp_path) == before and any(name.startswith("snapshots/") for name in before)
+
+
+def test_a_run_of_one_save_whose_checkpoints_are_gone_is_refused(tmp_path: Path) -> None:
+    """What came after that save is there still."""
+    run(tiny("diffusion", "loop.steps=2"), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000002")
+    with pytest.raises(DamagedError, match="came to step 2 and has no checkpoint"):
+        run(tiny("diffusion", "loop.steps=2"), tmp_path)
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_a_run_killed_before_or_in_its_first_save_begins_anew(at: int, tmp_path, monkeypatch) -> None:
+    """Copies of steps 2 and 4, no checkpoint: killed when the checkpoint of step 4 was to be written, or before."""
+    config = tiny("diffusion", "loop.steps=6", "loop.save_every=4", "loop.log_every=1", *KEPT)
+    run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        save = training_loop.RunLoop.save if at == 4 else training_loop.RunLoop.advance
+        name = save.__name__
+
+        def killed(self, *args):
+            if self.trainer.step == at:
+                raise KeyboardInterrupt
+            return save(self, *args)
+
+        patch.setattr(training_loop.RunLoop, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "run")
+    assert checkpoint_format.steps(tmp_path / "run" / "snapshots")[-1] == at // 2 * 2
+    run(config, tmp_path / "run")
+    for folder in ("checkpoints", "snapshots"):
+        assert contents(tmp_path / "run" / folder) == contents(tmp_path / "whole" / folder)
+
+
+def test_a_start_deletes_no_checkpoint_that_the_newest_one_was_saved_to_keep(tmp_path: Path) -> None:
+    """config.json, which says 2 now, has no checksum; the next save, of which a line tells, is early enough."""
+    run(tiny("diffusion", "loop.steps=4", "loop.save_every=1", "loop.keep=4"), tmp_path)
+    assert checkpoint_format.steps(tmp_path / "checkpoints") == [1, 2, 3, 4]
+    run(tiny("diffusion", "loop.steps=4", "loop.save_every=1", "loop.keep=2"), tmp_path)
+    assert checkpoint_format.steps(tmp_path / "checkpoints") == [1, 2, 3, 4]
+    run(tiny("diffusion", "loop.steps=5", "loop.save_every=1", "loop.keep=2"), tmp_path)
+    assert checkpoint_format.steps(tmp_path / "checkpoints") == [4, 5]
+
+
+def test_a_save_that_reads_back_damaged_says_where_the_same_command_goes_on(tmp_path, monkeypatch) -> None:
+    config, save = tiny("diffusion", "loop.steps=4", "loop.save_every=1"), checkpoint_format.save
+
+    def spoiled(directory, **parts):
+        save(directory, **parts)
+        if directory.name == "step-00000003":
+            path = directory / "model.safetensors"
+            path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_format, "save", spoiled)
+        with pytest.raises(
+            DamagedError, match=r"reads back damaged \(model.safe.*same command again: it goes on from st"
+        ):
+            run(config, tmp_path)
+    notes: list[str] = []
+    run(config, tmp_path, on_progress=lambda progress: notes.extend(progress.notes))
+    assert "continuing from step 2" in notes
+
+
+def test_a_disk_of_the_events_alone_that_fails_is_a_note_and_costs_nothing(tmp_path, monkeypatch) -> None:
+    """No writer's thread is there to die of it, and the run ends as without."""
+    config, open_file, write = tiny("classifier", "loop.steps=4", "loop.log_every=1"), _disk.open_file, _disk.write
+    run(config, tmp_path / "whole")
+    of_events: list[int] = []
+
+    def opened(path: Path, flags: int) -> int:
+        fd = open_file(path, flags)
+        of_events[:] = [fd] if "tfevents" in path.name else [other for other in of_events if other != fd]
+        return fd
+
+    def full(fd: int, data: Any) -> int:
+        if fd in of_events and b"loss" in bytes(data):
+            write(fd, bytes(data)[:9])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data)
+
+    counts: list[int] = []
+    before = threading.active_count()
+    with monkeypatch.context() as patch, pytest.warns(UserWarning) as warned:
+        patch.setattr(_disk, "open_file", opened)
+        patch.setattr(_disk, "write", full)
+        run(config, tmp_path / "run", on_progress=lambda progress: counts.append(threading.active_count()))
+    said = [str(warning.message) for warning in warned]
+    assert len(said) == 1 and "TensorBoard gets no more of this run" in said[0] and "No space left on device" in said[0]
+    assert contents(tmp_path / "run" / "checkpoints") == contents(tmp_path / "whole" / "checkpoints")
+    assert len(read_log(tmp_path / "run" / "log.jsonl")) == 4
+    assert max(counts) <= before + 1  # the one that watches the images
+
+
+def test_the_events_hold_the_lines_of_the_log(tmp_path: Path) -> None:
+    """As TensorBoard's own reader reads them; those of steps done again are hidden."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(StoppedError):
+        run(tiny("classifier", "loop.log_every=1"), tmp_path, stop_at=5)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000005")
+    (tmp_path / "checkpoints").rmdir()
+    for name in ("log.jsonl",):
+        (tmp_path / name).unlink()
+    run(tiny("classifier", "loop.log_every=1", "loop.steps=7"), tmp_path)
+    lines = read_log(tmp_path / "log.jsonl")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [event.step for event in events] == [line["step"] for line in lines] == list(range(1, 8))
+    assert [event.value for event in events] == pytest.approx([line["loss"] for line in lines])
+
+
+def test_the_image_that_is_waited_for_is_the_phase_and_nothing_else(tmp_path: Path) -> None:
+    said: list[str] = []
+    world = type("Said", (), {"phase": lambda self, text: said.append(text), "rank": 1})()
+    loop = object.__new__(training_loop.RunLoop)
+    loop.world = world
+    deep = "/".join(["a folder of many"] * 9)
+    for path in ("cat/1.png", f"{deep}/1.png"):
+        loop.named(f"image '{path}' of 'photos' has not been read for 120 s, and is waited for: is its disk there?")
+    assert said[0] == "image 'cat/1.png'"
+    assert len(said[1]) <= 60 and said[1].startswith("image …") and said[1].endswith("many/1.png'")

@@ -7,12 +7,14 @@ import re
 import resource
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adm.checkpoints import format as checkpoint_format
+from adm.runtime import _disk
 from faults import EIO, SmallDisk, Tmpfs, faults
 from storms import RESOURCES, Runs, count, for_good, partials, storm
 from tiny_runs import contents
@@ -59,7 +61,7 @@ def disk_storm(root: Path, trials: int, fsyncs: int) -> dict[str, Any]:
 
     def note(kind: str, how: str, wrong: list[str]) -> None:
         counts[f"{kind} {how}"] = counts.get(f"{kind} {how}", 0) + 1
-        problems.extend(f"{kind} {sum(counts.values())}: {line}" for line in wrong)
+        problems.extend(f"{kind} {counts}: {line}" for line in wrong)
 
     def trial(kind: str, before: Callable[[], object], cause: str, numbers: str) -> None:
         shutil.copytree(root / "four", root / "run")
@@ -70,20 +72,45 @@ def disk_storm(root: Path, trials: int, fsyncs: int) -> dict[str, Any]:
     for i in range(trials):
         disk = SmallDisk(root / "run", used + i * more // trials)
         trial("disk", lambda disk=disk: for_good(disk.mounted()), FULL, BYTES)  # type: ignore[misc]
-    with suppress(PermissionError):  # a file system of its own takes the right to mount one
-        for i in range(trials):
-            with Tmpfs(root / "run", pages_of(root / "four") + i * more // trials) as mounted:
-                shutil.copytree(root / "four", root / "run", dirs_exist_ok=True)
-                how, wrong = refused(runs, "run", lambda: None, FULL, BYTES)
-                mounted.grow()
-                note("tmpfs", how, wrong + goes_on(runs, "run"))
+    counts["tmpfs"] = 0
+    for i in range(trials):
+        with ExitStack() as stack:
+            try:
+                mounted = stack.enter_context(Tmpfs(root / "run", pages_of(root / "four") + i * more // trials))
+            except PermissionError:  # a file system of its own takes the right to mount one
+                break
+            counts["tmpfs"] += 1
+            shutil.copytree(root / "four", root / "run", dirs_exist_ok=True)
+            how, wrong = refused(runs, "run", lambda: None, FULL, BYTES)
+            mounted.grow()
+            note("tmpfs", how, wrong + goes_on(runs, "run"))
     for i in range(trials):
         limit = 600 + i * largest // trials
         trial("limit", lambda limit=limit: limit_files(limit), r"File too large \(limit ", BYTES)  # type: ignore[misc]
     syncs = sync_operations(runs)
     for at in syncs[:: max(1, len(syncs) // fsyncs)]:
         trial("sync", lambda at=at: for_good(faults(at, EIO)), "Input/output error", "Check the disk, then")  # type: ignore[misc]
-    return {"problems": problems, "counts": counts}
+    return {"problems": problems, "counts": counts, "twin": swallowed(runs)}
+
+
+def swallowed(runs: Runs) -> list[str]:
+    """What is wrong with a run whose disk is full, and which takes each write for done."""
+
+    def quiet() -> None:
+        disk = SmallDisk(runs.root / "quiet", 6000 + sum(map(len, contents(runs.root / "quiet").values())))
+        for_good(disk.mounted())
+        write = _disk.write
+
+        def taken(fd: int, data: bytes | memoryview) -> int:
+            with suppress(OSError):
+                write(fd, data)
+            return len(data)
+
+        _disk.write, _disk.free_bytes = taken, lambda path: None
+        checkpoint_format._verify_step = lambda directory, step: None  # type: ignore[assignment]
+
+    shutil.copytree(runs.root / "four", runs.root / "quiet")
+    return refused(runs, "quiet", quiet, FULL, BYTES)[1]
 
 
 def pages_of(directory: Path) -> int:
@@ -117,10 +144,13 @@ def sync_operations(runs: Runs) -> list[int]:
 def disks(root: Path, trials: int, fsyncs: int) -> None:
     found = storm(disk_storm, root, trials, fsyncs)
     told = {name.replace(" ", "_"): number for name, number in found["counts"].items()}
-    num = sum(told.values())
+    num = sum(told.values()) - told["tmpfs"]
     count("disk sizes, limits of file size, failing syncs", num - len(found["problems"]), num, **told)
     assert found["problems"] == []
     assert {"disk full", "limit full", "sync full"} <= found["counts"].keys()
+    assert "sync enough" not in found["counts"], "a sync failed and nobody heard of it"
+    assert told["tmpfs"] == 0 or "tmpfs full" in found["counts"]
+    assert any("the newest checkpoint is" in line for line in found["twin"]), found["twin"]
 
 
 def test_a_disk_that_fills_up_or_fails_costs_no_checkpoint(tmp_path: Path) -> None:

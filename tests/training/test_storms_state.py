@@ -124,6 +124,15 @@ def test_forty_options_are_refused_by_name_or_noted(adm_command: Command, tmp_pa
     changed_options(adm_command, tmp_path / "run", IDENTITY, FREE)
 
 
+def test_the_twin_without_the_comparison_a_changed_option_is_taken(
+    adm_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("request", "resume"):
+        monkeypatch.setattr(f"adm.training.{module}.refuse_changes", lambda changes: list(changes))
+    with pytest.raises(AssertionError, match="weight_decay"):
+        changed_options(adm_command, tmp_path / "run", ("optimizer.weight_decay=0.1",), ())
+
+
 # ---- not finite -----------------------------------------------------------------------------------
 
 TENSOR = "encoder.stem.weight"

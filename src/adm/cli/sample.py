@@ -100,11 +100,11 @@ class Sample:
     def _description(self, request: Request, settings: SampleSettings) -> dict[str, object]:
         """All that the images are a function of, as JSON; `num` is not part of it, so a set can grow."""
         from adm.studies.labels import label_policy
-        from adm.studies.sample_request import describe_chain, describe_weights
+        from adm.studies.sample_request import describe_chain, describe_sampler, describe_weights
 
         return describe_weights(request) | {
             "weights": settings.weights,
-            "sampler": self.sampler,
+            "sampler": describe_sampler(self.sampler),
             **describe_chain(request),
             "labels": self.labels,
             "label_policy": label_policy(self.labels, request.num_classes),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from adm.cli.plan import PlanTrain
     from adm.runtime.distributed import World
     from adm.training.config import LoopConfig
-    from adm.training.request import Request
+    from adm.training.request import Plan, Request
     from adm.training.run import Progress
 
 COMMANDS: dict[str, type] = {}
@@ -164,31 +167,58 @@ def _run(job: str, flags: _Train) -> None:
 
 def _train(request: Request, device: torch.device, world: World) -> None:
     """What each process does; the first one alone speaks."""
+    from adm.runtime.signals import stop_requests
+
+    with stop_requests() as stop:
+        _train_until(stop, request, device, world)
+
+
+def _planned(request: Request, world: World, stop: Callable[[], bool]) -> Plan:
+    """Config and images. StoppedError in all processes when one was asked to stop meanwhile."""
+    from adm.cli._progress import bar
+    from adm.runtime.errors import StoppedError
+    from adm.training.request import plan
+    from adm.training.resume import refuse_in_use
+
+    first, planned = world.rank == 0, None
+    with bar("reading images", 1, shown=first) as reading:
+
+        def looked(done: int, total: int) -> None:
+            reading.update(done, total=total)
+            if stop():
+                raise StoppedError
+
+        # One after the other: what the first has found out about the files need not be found out again.
+        with suppress(StoppedError):
+            if first:
+                refuse_in_use(request.out)
+                planned = plan(request, looked)
+        world.wait("the images to be read by process 0")
+        if world.any(stop()):
+            raise StoppedError("stopped before the first step; run the same command again.")
+        with warnings.catch_warnings():
+            if not first:
+                warnings.simplefilter("ignore")  # the first has said it
+            return planned or plan(request)
+
+
+def _train_until(stop: Callable[[], bool], request: Request, device: torch.device, world: World) -> None:
     import torch
 
     from adm.cli._progress import bar, say
-    from adm.runtime.signals import stop_requests
     from adm.runtime.text import shown_path
     from adm.studies.plan import headline
-    from adm.training.request import plan
     from adm.training.run import train
 
     first = world.rank == 0
-    with bar("reading images", 1, shown=first) as reading:
-        # One after the other: what the first has found out about the files need not be found out again.
-        planned = plan(request, lambda done, total: reading.update(done, total=total)) if first else None
-        world.wait("the images to be read by process 0")
-        planned = planned or plan(request)
+    planned = _planned(request, world, stop)
     config, dataset, loop = planned.config, planned.dataset, planned.config.loop
     if loop.exact:
         torch.set_num_threads(1)  # sums within an operation depend on it
     first_lines = [*headline(config, device, world.size), *getattr(dataset, "notes", ())]
     total = loop.steps if loop.minutes is None else round(60 * loop.minutes)
     pace = _Pace(loop)
-    with (
-        bar("training" if loop.minutes is None else "training (s)", total, shown=first) as shown,
-        stop_requests() as stop,
-    ):
+    with bar("training" if loop.minutes is None else "training (s)", total, shown=first) as shown:
 
         def on_progress(progress: Progress) -> None:
             # The first call says that data and directory have been accepted.

@@ -114,14 +114,14 @@ class Upsample:
 
     def _description(self, request: Request, small: SmallImages, settings: UpsampleSettings) -> dict[str, object]:
         """All that the images are a function of, as JSON; `num` is not part of it, so a set can grow."""
-        from adm.studies.sample_request import describe_chain, describe_weights
+        from adm.studies.sample_request import describe_chain, describe_sampler, describe_weights
 
         own = "none" if small.labels is None else "of the input"
         return describe_weights(request) | {
             "weights": settings.weights,
             "input": small.name,
             "input_sha256": small.sha256,
-            "sampler": self.sampler,
+            "sampler": describe_sampler(self.sampler),
             **describe_chain(request),
             "labels": self.labels,
             "label_policy": own if self.labels is None else "given, in turn",

@@ -129,6 +129,12 @@ def _refuse_other(path: Path, before: Any, request: Mapping[str, Any]) -> None:
     for name in {**before, **request}:
         if before.get(name) != request.get(name):
             raise UsageError(
-                f"{shown_path(path.parent)} was made with {name}={one_line(before.get(name), 40)}, you asked for "
-                f"{one_line(request.get(name), 40)}. Choose another --out."
+                f"{shown_path(path.parent)} was made with {name}={_value(before, name)}, you asked for "
+                f"{_value(request, name)}. Choose another --out."
             )
+
+
+def _value(request: Mapping[str, Any], name: str) -> str:
+    if name == "grid" and name not in request:  # the sampler's own, of which a request says the number of steps alone
+        return f"the sampler's own, {one_line(request.get('steps'), 20)} steps"
+    return one_line(request.get(name), 40)

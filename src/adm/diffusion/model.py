@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,7 +15,7 @@ from adm.diffusion.condition import Condition
 from adm.diffusion.prediction import Prediction
 from adm.diffusion.schedule import Schedule, Time, expand
 
-__all__ = ["Denoiser", "DiffusionModel", "Mean", "NetworkOutput", "NoisyClassifier", "Variance"]
+__all__ = ["Denoiser", "DiffusionModel", "Mean", "NetworkOutput", "NoisyClassifier", "Variance", "fresh"]
 
 Mean = Literal["eps", "x0", "v", "edm", "flow"]
 Variance = Literal["learned", "small", "large"]
@@ -34,6 +34,12 @@ class Denoiser(Protocol):
     def schedule(self) -> Schedule: ...
 
     def __call__(self, x_t: Tensor, t: Time, cond: Condition = ...) -> Prediction: ...
+
+
+def fresh(denoiser: Denoiser) -> Denoiser:
+    """The denoiser for one trajectory: `denoiser.fresh()` of one that remembers earlier calls, any other itself."""
+    anew: Callable[[], Denoiser] | None = getattr(denoiser, "fresh", None)
+    return denoiser if anew is None else anew()
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from adm.diffusion.model import NoisyClassifier, of_label
 from adm.guidance.classifier import Classifier
+from adm.runtime.errors import is_out_of_memory
+from adm.runtime.text import one_line
 
 __all__ = ["ImageClassifier", "fit_temperature", "logits_of", "smoothed"]
 
@@ -24,17 +26,26 @@ TEMPERATURES = (1e-4, 1e4)
 def logits_of(classifier: Classifier | ImageClassifier, images: Tensor) -> Tensor:
     """Logits (N, K) in the dtype of the images, (N, C, H, W). A noisy classifier is asked at t = 0, almost clean.
 
-    Raises ValueError for anything but one row of logits to an image, and for a module in training mode.
+    Raises ValueError for anything but one row of logits to an image, for a classifier that fails on such images, and
+    for a module in training mode.
     """
     if isinstance(classifier, nn.Module) and any(map(_depends_on_mode, classifier.modules())):
         raise ValueError("the classifier is in training mode, where it mixes or drops: call classifier.eval() first")
     parameters = getattr(classifier, "parameters", None)
     first = None if parameters is None else next(iter(parameters()), None)
     x = images if first is None else images.to(first.dtype)
-    if isinstance(classifier, NoisyClassifier) or hasattr(classifier, "grad_log_prob"):
-        logits = cast(Callable[[Tensor, int], Tensor], classifier)(x, 0)
-    else:
-        logits = classifier(x)
+    try:
+        if isinstance(classifier, NoisyClassifier) or hasattr(classifier, "grad_log_prob"):
+            logits = cast(Callable[[Tensor, int], Tensor], classifier)(x, 0)
+        else:
+            logits = classifier(x)
+    except RuntimeError as error:  # torch's, for shapes that do not fit
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"the classifier cannot take images of shape {tuple(x.shape)} ({one_line(error, 150)}): give one for such "
+            "images, or a function that converts them before it asks"
+        ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
@@ -96,7 +107,8 @@ def smoothed(module: Module, beta: float = 3.0) -> Module:
         raise ValueError(f"beta {beta}: choose a positive number; 3 was published")
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     smooth = copy.deepcopy(module, shared)
-    places = [(parent, name) for parent in smooth.modules() for name, m in parent.named_children() if _is_relu(m)]
+    # Not named_children(), which leaves out the second place of an activation that is used twice.
+    places = [(parent, name) for parent in smooth.modules() for name, m in parent._modules.items() if _is_relu(m)]
     if not places:
         raise ValueError(
             f"a {type(module).__name__} has no nn.ReLU to smooth: write its activations as modules, or guide with it "
@@ -113,5 +125,5 @@ def _depends_on_mode(module: nn.Module) -> bool:
     return module.training and (isinstance(module, batch_norm) or (isinstance(module, dropout) and module.p > 0))
 
 
-def _is_relu(module: nn.Module) -> bool:
+def _is_relu(module: nn.Module | None) -> bool:
     return isinstance(module, nn.ReLU)

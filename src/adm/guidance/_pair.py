@@ -7,20 +7,18 @@ untouched to the bit, and w = 1 is D itself.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from adm.diffusion.condition import Condition
-from adm.diffusion.model import Denoiser
+from adm.diffusion.model import Denoiser, fresh
 from adm.diffusion.prediction import GuidanceGradient, Prediction
 from adm.diffusion.schedule import Time, expand
 from adm.guidance._fit import check_fits
 from adm.guidance._protocol import GuidedDenoiser
 
-__all__ = ["PairGuided", "check_model", "check_pair", "check_weight", "fresh", "label_difference"]
+__all__ = ["PairGuided", "check_model", "check_pair", "label_difference"]
 
 
 class PairGuided(GuidedDenoiser):
@@ -77,17 +75,6 @@ def check_pair(denoiser: Denoiser, model: Denoiser | None) -> None:
             "classifier-free guidance needs a class-conditional model, this one is unconditional: guide it with a "
             "classifier or with autoguidance, or give it as `model` beside a conditional one"
         )
-
-
-def check_weight(weight: float) -> None:
-    if not math.isfinite(weight):
-        raise ValueError(f"weight {weight}: choose a number; 1 is no guidance, 2 doubles the difference")
-
-
-def fresh(denoiser: Denoiser) -> Denoiser:
-    """The denoiser for one trajectory, itself if it remembers nothing (see `GuidedDenoiser.fresh`)."""
-    anew: Callable[[], Denoiser] | None = getattr(denoiser, "fresh", None)
-    return denoiser if anew is None else anew()
 
 
 def _in_one_batch(denoiser: Denoiser, x_t: Tensor, t: Time, cond: Condition) -> tuple[Prediction, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adm.diffusion.condition import Condition
-from adm.diffusion.model import Denoiser
+from adm.diffusion.model import Denoiser, fresh
 from adm.diffusion.prediction import Prediction
 from adm.diffusion.schedule import Schedule, Time
 
@@ -46,11 +46,11 @@ class GuidedDenoiser(ABC):
     def fresh(self) -> GuidedDenoiser:
         """This denoiser for one trajectory, over a fresh inner one. What remembers earlier calls overrides it and
         starts with an empty memory; outside of a trajectory nothing is remembered."""
-        inner = getattr(self.denoiser, "fresh", None)
-        if inner is None:
+        inner = fresh(self.denoiser)
+        if inner is self.denoiser:
             return self
         new = copy.copy(self)
-        new.denoiser = inner()
+        new.denoiser = inner
         return new
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,8 +12,9 @@ from adm.diffusion.condition import Condition
 from adm.diffusion.model import Denoiser
 from adm.diffusion.prediction import Prediction
 from adm.diffusion.schedule import Time
-from adm.guidance._pair import PairGuided, check_model, check_pair, check_weight, label_difference
+from adm.guidance._pair import PairGuided, check_model, check_pair, label_difference
 from adm.guidance._protocol import Stage
+from adm.guidance._strength import check_finite, check_weight
 
 __all__ = ["AdaptiveProjectedGuidance"]
 
@@ -40,7 +42,8 @@ class AdaptiveProjectedGuidance:
         check_weight(self.weight)
         if self.model is not None:
             check_model("unconditional model", self.model)
-        if self.norm is not None and not self.norm > 0:
+        check_finite("parallel", self.parallel, "0 takes the part along D_c away, 1 leaves it")
+        if self.norm is not None and not (self.norm > 0 and math.isfinite(self.norm)):
             raise ValueError(f"norm {self.norm}: choose a positive length, or None for no bound")
         if not -1 < self.momentum < 1:
             raise ValueError(f"momentum {self.momentum}: choose a number between -1 and 1, or the average would grow")
@@ -84,6 +87,6 @@ class _Projected(PairGuided):
         if self.average is not None:
             difference = difference + self.how.momentum * self.average
         if self.remembers:
-            self.average = difference
+            self.average = difference.detach()  # or a trajectory would keep the graph of every step
         update = self.how.update(difference, prediction.x0)
         return replace(prediction, x0=prediction.x0 + (self.how.weight - 1) * update)

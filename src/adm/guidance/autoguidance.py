@@ -11,8 +11,9 @@ from adm.diffusion.model import Denoiser
 from adm.diffusion.prediction import Prediction
 from adm.diffusion.schedule import Time
 from adm.guidance._fit import check_fits
-from adm.guidance._pair import PairGuided, check_model, check_weight
+from adm.guidance._pair import PairGuided, check_model
 from adm.guidance._protocol import Stage
+from adm.guidance._strength import check_weight
 
 __all__ = ["Autoguidance"]
 

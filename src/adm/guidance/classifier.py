@@ -15,6 +15,7 @@ from adm.diffusion.prediction import GuidanceGradient, Prediction
 from adm.diffusion.schedule import Schedule, Time
 from adm.guidance._fit import check_fits
 from adm.guidance._protocol import GuidedDenoiser, Stage
+from adm.guidance._strength import check_scale
 
 __all__ = ["ClassifierGuidance"]
 
@@ -51,6 +52,7 @@ class ClassifierGuidance:
             raise ValueError(
                 f"a {type(self.classifier).__name__} is no classifier: give an adm.NoisyClassifier, or adm.load one"
             )
+        check_scale(self.scale)
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(
                 f"temperature {self.temperature}: choose a positive number; 1 leaves the classifier as it is"

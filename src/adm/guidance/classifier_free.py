@@ -10,8 +10,9 @@ from adm.diffusion.condition import Condition
 from adm.diffusion.model import Denoiser
 from adm.diffusion.prediction import Prediction
 from adm.diffusion.schedule import Time
-from adm.guidance._pair import PairGuided, check_model, check_pair, check_weight, label_difference
+from adm.guidance._pair import PairGuided, check_model, check_pair, label_difference
 from adm.guidance._protocol import Stage
+from adm.guidance._strength import check_weight
 
 __all__ = ["ClassifierFreeGuidance"]
 

@@ -16,6 +16,7 @@ from adm.diffusion.prediction import GuidanceGradient, Prediction
 from adm.diffusion.schedule import Time, expand
 from adm.guidance._calibration import ImageClassifier, logits_of
 from adm.guidance._protocol import GuidedDenoiser, Stage
+from adm.guidance._strength import check_finite, check_scale
 from adm.guidance.classifier import Classifier
 
 __all__ = ["CleanClassifierGuidance"]
@@ -66,6 +67,10 @@ class CleanClassifierGuidance:
                 f"a {type(self.classifier).__name__} is no classifier: give a function from images to logits, or "
                 "adm.load one"
             )
+        check_scale(self.scale)
+        check_finite("tau1", self.tau1, "1 is the plain softmax's")
+        check_finite("tau2", self.tau2, "1 is the plain softmax's, 0.5 was published")
+        check_finite("gamma", self.gamma, "0 keeps the strength the same at all timesteps, 0.3 was published")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(
                 f"temperature {self.temperature}: choose a positive number; 1 leaves the classifier as it is"
@@ -74,8 +79,10 @@ class CleanClassifierGuidance:
             raise ValueError(f"jacobian {self.jacobian!r}: choose gaussian, or identity (as published, for DDPM)")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std belong together: give both, or neither for images in [-1, 1]")
-        if self.std is not None and not all(value > 0 for value in self.std):
+        if self.std is not None and not all(value > 0 and math.isfinite(value) for value in self.std):
             raise ValueError(f"std {self.std}: give positive numbers, one for all channels or one to each")
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean {self.mean}: give numbers, one for all channels or one to each")
         if self.size is not None and self.size < 1:
             raise ValueError(f"size {self.size}: give the side of the classifier's images in pixels")
 
@@ -84,6 +91,9 @@ class CleanClassifierGuidance:
         return "gradient"
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
+        shape: tuple[int, int, int] | None = getattr(denoiser, "image_shape", None)
+        if shape is not None:
+            self._check_channels(shape[0])
         return denoiser if self.scale == 0 else _CleanGuided(denoiser, self)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -95,7 +105,23 @@ class CleanClassifierGuidance:
         u = torch.as_tensor(t).cpu().double().clamp(min=0) / schedule_length
         return self.scale * (1 + self.gamma * math.pi * torch.sinc(u))
 
+    def _check_channels(self, channels: int) -> None:
+        """Raise ValueError for images of that many channels where the classifier or its normalisation has others."""
+        own: tuple[int, int, int] | None = getattr(self.classifier, "image_shape", None)
+        if own is not None and own[0] != channels:
+            raise ValueError(
+                f"the classifier takes {own[0]}-channel images, the model makes {channels}-channel ones: use a "
+                "classifier of such images, or give a function that converts them before it asks"
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, channels):
+                raise ValueError(
+                    f"{name} has {len(values)} numbers, but the number of channels is {channels}: give one for all of "
+                    "them or one to each"
+                )
+
     def _as_seen(self, images: Tensor) -> Tensor:
+        self._check_channels(images.shape[1])
         own: tuple[int, int, int] | None = getattr(self.classifier, "image_shape", None)
         sides = tuple(images.shape[2:]) if own is None else own[1:]
         size = sides if self.size is None else (self.size, self.size)

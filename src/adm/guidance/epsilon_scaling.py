@@ -12,6 +12,7 @@ from adm.diffusion.model import Denoiser
 from adm.diffusion.prediction import Prediction
 from adm.diffusion.schedule import Time, expand
 from adm.guidance._protocol import GuidedDenoiser, Stage
+from adm.guidance._strength import check_finite
 
 __all__ = ["EpsilonScaling"]
 
@@ -28,6 +29,10 @@ class EpsilonScaling:
 
     factor: float = 1.005
     slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_finite("factor", self.factor, "1 divides by nothing, 1.005 removes a little noise")
+        check_finite("slope", self.slope, "0 divides alike at all timesteps")
 
     @property
     def stage(self) -> Stage:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from adm.diffusion.condition import Condition
-from adm.diffusion.model import Denoiser
+from adm.diffusion.model import Denoiser, fresh
 from adm.diffusion.prediction import GuidanceGradient, Prediction
 from adm.diffusion.schedule import Time
-from adm.guidance._pair import fresh
 from adm.guidance._protocol import Guidance, GuidedDenoiser, Stage
 
 __all__ = ["Interval"]
@@ -25,7 +24,9 @@ class Interval:
 
     of: the guidance; what it evaluates is saved where it is off. low, high: noise-to-signal ratios, EDM's sigma; (0.19,
     1.61] was published for latents of ImageNet at 512x512, which is t = 55 to 352 on the linear schedule and 112 to 642
-    on the cosine one. Each image has its own noise level if t is (N,). The level of the prediction decides, also for a
+    on the cosine one. Each image has its own noise level if t is (N,); where some are
+    inside and some are not, all are evaluated with the guidance and without it, so a momentum of guidances beneath
+    (`AdaptiveProjectedGuidance`) counts that evaluation twice. The level of the prediction decides, also for a
     gradient that a sampler asks for elsewhere. Raises ValueError for an empty interval.
     """
 

@@ -15,6 +15,7 @@ from adm.diffusion.model import Denoiser
 from adm.diffusion.prediction import GuidanceGradient, Prediction
 from adm.diffusion.schedule import Time
 from adm.guidance._protocol import GuidedDenoiser, Stage
+from adm.guidance._strength import check_scale
 
 __all__ = ["LossGuidance"]
 
@@ -32,7 +33,8 @@ class LossGuidance:
     function: x_0 (N, C, H, W) -> (N,), a loss for each image, made of differentiable torch operations; an argument
     named `cond` receives the Condition. x_0 comes from the guidances before: where `Clip` holds it, its gradient is 0.
     scale: 0 switches it off, without evaluations. An evaluation costs a pass through the network and one back, with
-    their memory. Raises ValueError for a function that takes or returns something else.
+    their memory: one for all losses that are given one after another, and one more for each that has another guidance
+    of the stage gradient between. Raises ValueError for a function that takes or returns something else.
     """
 
     function: Callable[..., Tensor]
@@ -44,6 +46,7 @@ class LossGuidance:
                 f"a {type(self.function).__name__} is no function: give one from x_0 to a loss for each image"
             )
         _call_arguments(self.function)
+        check_scale(self.scale)
 
     @property
     def stage(self) -> Stage:
@@ -52,7 +55,7 @@ class LossGuidance:
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         if self.scale == 0:
             return denoiser
-        if isinstance(denoiser, _LossGuided):  # one pass serves all losses
+        if isinstance(denoiser, _LossGuided):  # one pass serves neighbours
             return _LossGuided(denoiser.denoiser, (*denoiser.losses, self))
         return _LossGuided(denoiser, (self,))
 

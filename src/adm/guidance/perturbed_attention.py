@@ -13,6 +13,7 @@ from adm.diffusion.model import Denoiser
 from adm.diffusion.prediction import Prediction
 from adm.diffusion.schedule import Time
 from adm.guidance._protocol import GuidedDenoiser, Stage
+from adm.guidance._strength import check_scale
 
 __all__ = ["PerturbedAttention"]
 
@@ -41,6 +42,7 @@ class PerturbedAttention:
     layers: tuple[str, ...] = ("middle",)
 
     def __post_init__(self) -> None:
+        check_scale(self.scale)
         if isinstance(self.layers, str):
             raise ValueError(f"layers {self.layers!r} is one name: give a list of them, such as ('middle',)")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -19,11 +21,11 @@ class NotFromText(TypeError):
     """No text can become a value of this type."""
 
 
-def from_text(annotation: Any, text: str) -> Any:
+def from_text(annotation: Any, text: str, finite: bool = True) -> Any:
     """The value of the annotated type that the text spells: 0.3, true, none, (1,2) or 1,2 for lists.
 
-    ``ValueError`` with the rule when it spells none; ``NotFromText`` when the type (a model, a protocol) has
-    no spelling.
+    finite: False admits inf and -inf as numbers; nan is none. ``ValueError`` with the rule when it spells none;
+    ``NotFromText`` when the type (a model, a protocol) has no spelling.
     """
     offered = members(annotation)
     if text.lower() == "none" and type(None) in offered:
@@ -36,19 +38,30 @@ def from_text(annotation: Any, text: str) -> Any:
     try:
         return _adapter(annotation).validate_python(value)
     except ValidationError as error:
+        if not finite:
+            with contextlib.suppress(ValidationError):
+                infinite = _adapter(annotation, allow_inf_nan=True).validate_python(value)
+                if not _has_nan(infinite):
+                    return infinite
         rules = dict.fromkeys(rule(problem["msg"]) for problem in error.errors(include_url=False))
         raise ValueError(", or ".join(list(rules)[:3])) from error
 
 
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
+def _adapter(annotation: Any, allow_inf_nan: bool = False) -> TypeAdapter[Any]:
     if any(dataclasses.is_dataclass(member) for member in members(annotation)):
         raise NotFromText("a group of settings has no spelling of its own")
     if any(Callable in (member, typing.get_origin(member)) for member in members(annotation)):
         raise NotFromText("a function has no spelling")
     try:
-        return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+        return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=allow_inf_nan))
     except PydanticSchemaGenerationError as error:
         raise NotFromText(f"{one_line(annotation, 60)} has no spelling") from error
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, Collection) and not isinstance(value, (str, bytes)):
+        return any(map(_has_nan, value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _nested(text: str) -> list[Any]:

@@ -197,7 +197,8 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            watch.verdict(CONSEQUENCE)
+            with _unhurried():
+                watch.verdict(CONSEQUENCE)
             raise PeerLostError(
                 f"process {self.rank} of {self.size} waited for {what} in vain ({one_line(error, 80)}; "
                 f"{one_line(watch.phases(), 80)}). Start all again."

@@ -40,6 +40,7 @@ __all__ = [
     "DamagedDirectoryError",
     "FileRecord",
     "Lock",
+    "append_bytes",
     "append_line",
     "check_recorded",
     "explanation",
@@ -147,15 +148,27 @@ def append_line(path: _disk.PathLike, text: str, *, durable: bool = False) -> No
         fd = _disk.open_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             _disk.lock(fd, wait=True)  # another process may be between its cut and its write
-            _append(fd, data)
+            _append(fd, _cut_torn_line(fd), data)
             if durable:
                 _disk.fsync(fd)
         finally:
             os.close(fd)
 
 
-def _append(fd: int, data: bytes) -> None:
-    size = _cut_torn_line(fd)
+def append_bytes(path: _disk.PathLike, data: bytes) -> None:
+    """Adds them at the end in one write, all of them or, when it fails, none. Of the only writer; not synced."""
+    path = _disk.absolute(path)
+    make_directory(path.parent)
+    with _disk.explained("write", path, len(data)):
+        fd = _disk.open_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        try:
+            _append(fd, os.lseek(fd, 0, os.SEEK_END), data)
+        finally:
+            os.close(fd)
+
+
+def _append(fd: int, size: int, data: bytes) -> None:
+    """To a file of so many bytes, which it has again when that fails."""
     try:
         written = _disk.write(fd, data)
         if written < len(data):  # the rest says why: the disk is full, or the file as large as it may be

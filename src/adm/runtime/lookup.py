@@ -165,7 +165,7 @@ def _refuse_unknown(spec: Spec, known: Mapping[str, object]) -> None:
 
 def _value(component: str, name: str, annotation: Any, text: str, resolve: Resolve | None) -> object:
     try:
-        return from_text(annotation, text)
+        return from_text(annotation, text, finite=False)  # some options are bounds, and inf is none
     except NotFromText:
         pass
     except ValueError as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adm.diffusion.chain import Link
+from adm.diffusion.grids import LARGEST_RATIO
 from adm.diffusion.schedule import Time, expand
 from adm.sampling._protocol import Draw
 
@@ -53,7 +54,8 @@ class Churn:
 
         gamma = min(S_churn / N, sqrt 2 - 1) for sigma in [S_min, S_max], else 0; sigma' = sigma + gamma sigma;
         x' = x + sqrt(sigma'^2 - sigma^2) S_noise eps, for x = x_t / alpha and N links; sigma' no higher than the
-        schedule goes, beyond which the network was not trained.
+        schedule goes, beyond which the network was not trained, and than 164, where `log_snr` grids begin: above it
+        Heun's rule has no correction.
         """
         ratio = link.sigma / link.alpha
         if self.churn == 0:
@@ -62,9 +64,8 @@ class Churn:
             raise ValueError(f"churn {self.churn}: an inverted chain is walked only without noise; use churn=0")
         gamma = min(self.churn / link.num_links, LARGEST_GAMMA)
         top = (1 / link.schedule.alpha_bar[-1] - 1).sqrt().to(ratio)
-        churned = torch.where(
-            (ratio >= self.churn_min) & (ratio <= self.churn_max), (ratio * (1 + gamma)).clamp(max=top), ratio
-        )
+        raised = torch.maximum(ratio, (ratio * (1 + gamma)).clamp(max=top.clamp(max=LARGEST_RATIO)))
+        churned = torch.where((ratio >= self.churn_min) & (ratio <= self.churn_max), raised, ratio)
         if churned.ndim == 0 and bool(churned == ratio):
             return Start(x_t, link.t, ratio)
         added = self.churn_noise * (churned**2 - ratio**2).clamp(min=0).sqrt()

@@ -25,25 +25,25 @@ from adm.sampling._protocol import Sampler
 __all__ = ["cheapest_path", "fit_timesteps", "jump_errors"]
 
 
-def fit_timesteps(
-    denoiser: Denoiser,
-    chain: Chain,
-    num_links: int,
-    noise: Noise,
-    shape: Sequence[int],
-    teacher: Sampler,
-    cond: Condition = Condition(),
-) -> list[int | float]:
+def fit_timesteps(chain: Chain, starts: Tensor, jumps: Tensor, num_links: int) -> list[int | float]:
     """The timesteps of the chain, rising, whose num_links Euler steps stay nearest to the teacher's trajectory.
 
-    chain: the teacher's, fine (60 links are published); the grid ends where it ends. noise, shape, cond: as for
-    `sample`; 64 to 256 images are enough. teacher: a deterministic rule. Raises ValueError for more links than the
-    chain has.
+    chain: the teacher's, fine (60 links are published); the grid ends where it ends. starts, jumps: the mean squares
+    of `jump_errors`, over 64 to 256 images. Raises ValueError for more links than the chain has.
     """
-    starts, jumps = jump_errors(denoiser, chain, noise, shape, teacher, cond)
     nodes = cheapest_path(starts.sqrt(), jumps.sqrt(), num_links)
     timesteps: list[int | float] = chain.timesteps[nodes].flip(0).tolist()
     return timesteps
+
+
+class _NoNoise:
+    """What a teacher draws: nothing, as no step could be told from the noise in it."""
+
+    def initial(self, shape: Sequence[int]) -> Tensor:
+        raise ValueError("the teacher starts from x")
+
+    def at(self, i: int, shape: Sequence[int], draw: int = 0) -> Tensor:
+        raise ValueError("the teacher draws noise: use a rule without noise, such as heun")
 
 
 def jump_errors(
@@ -59,6 +59,9 @@ def jump_errors(
     The first: by how much the noise x_T misses the teacher's x at link i, if the grid starts there. The second: by how
     much one Euler step (DDIM with eta = 0) from the teacher's x at link i misses its x at link j, or at the chain's end
     for j = n; infinite for j <= i. Means over batches of equal size are those over all their images.
+
+    noise: gives x_T alone. teacher: a deterministic rule; raises ValueError for one that draws noise, or asks the model
+    elsewhere than at x_t.
     """
     asked: list[tuple[Tensor, Tensor]] = []
     states: list[Tensor] = []
@@ -72,7 +75,8 @@ def jump_errors(
         asked.append((prediction.x0, prediction.eps))
         states.append(event.x_t)
 
-    states.append(sample(denoiser, chain, teacher, noise, shape, cond, on_step=keep))
+    x_T = noise.initial(shape)
+    states.append(sample(denoiser, chain, teacher, _NoNoise(), shape, cond, x=x_T, on_step=keep))
     n = len(chain)
     jumps = torch.full((n, n + 1), torch.inf, dtype=torch.float64)
     for i, (x0, eps) in enumerate(asked):

@@ -12,7 +12,7 @@ from torch import Tensor
 from adm.diffusion.chain import Chain
 from adm.diffusion.condition import Condition
 from adm.diffusion.grids import Steps, timesteps_of
-from adm.diffusion.model import Denoiser
+from adm.diffusion.model import Denoiser, fresh
 from adm.diffusion.prediction import Prediction
 from adm.diffusion.schedule import Schedule, Time, spaced
 from adm.sampling._noise import Noise
@@ -86,12 +86,6 @@ def sample(
             x_s = x_s if replaced is None else replaced
         x = x_s
     return x
-
-
-def fresh(denoiser: Denoiser) -> Denoiser:
-    """The denoiser for one trajectory: guidance that remembers (`fresh`, see guidance/_protocol.py) starts anew."""
-    anew: Callable[[], Denoiser] | None = getattr(denoiser, "fresh", None)
-    return denoiser if anew is None else anew()
 
 
 def timesteps_for(sampler: Sampler, schedule: Schedule, steps: Steps) -> list[int | float]:

@@ -23,7 +23,8 @@ class DPMSolverSDE:
 
     eta: 0 to 1, the share of DDPM's noise that is added, in DDIM's sense: 1 is published, 0 is DPM-Solver++(2M), and
     without the line, as in the first step, it is DDIM at this eta. The step to clean data is of first order and draws
-    nothing. The model's variance is not used.
+    nothing. At eta = 1 it overshoots with strong guidance and few steps: use DPM-Solver++(2M) there. The model's
+    variance is not used.
     reach: as for DPMSolver2M; inf is as published.
     """
 

@@ -40,7 +40,8 @@ class UniPC:
 
     order: p, 2 or 3; the steps before there are p predictions are of lower order, the one to clean data is of first.
     b: the B(h) of the paper, "bh1" or "bh2". It has a meaning only where one coefficient is to be found, which is then
-    set to 1/2. Noise and the model's variance are not used.
+    set to 1/2. Order 3 overshoots with strong guidance and few steps: use order 2 or DPM-Solver++(2M) there. Noise and
+    the model's variance are not used.
     reach: as for DPMSolver2M; inf is as published, and keeps the order on grids with steps that lengthen in lambda.
     """
 

@@ -7,11 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-__all__ = ["Difference", "best_by_others", "paired"]
+__all__ = ["CONFIDENCE", "Difference", "best_by_others", "paired"]
 
 BySeed = Mapping[int, float]
 ERRORS = 2.0
 """Standard errors within which two things count as equal."""
+CONFIDENCE = (
+    "Error bars",
+    "2 standard errors of the differences decide what counts as equal. By the t distribution that covers 82 % with 3 "
+    "seeds, 88 % with 5 and 92 % with 10, not 95 %.",
+)
+"""What a report says of it: a name, and a sentence."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +18,9 @@ __all__ = ["Cost", "cost_text", "counted", "models_in"]
 
 DEPTH = 10
 """How far into things models are looked for."""
+
+LIBRARIES = frozenset({"adm", "numpy", "torch"}) | sys.stdlib_module_names
+"""Whose functions know no model by a global name."""
 
 
 @dataclass
@@ -63,8 +68,9 @@ def cost_text(per_image: Mapping[str, float]) -> str:
 def counted(*things: object, images: int = 1) -> Iterator[Cost]:
     """Count what is evaluated inside the block in all models of these things: models, denoisers, guidances.
 
-    images: by which the counts are divided. Models are found in the things' attributes and in closures; one that a
-    function builds on its way is not.
+    images: by which the counts are divided. Models are found in the things' attributes and in what functions hold:
+    closures, defaults, arguments bound by functools.partial and globals that they name. One that a function builds or
+    looks up on its way is not.
     """
     cost = Cost(images)
     handles = [
@@ -115,21 +121,34 @@ def _parts(thing: object, closures: bool) -> list[object]:
         return list(thing.values())
     if isinstance(thing, types.MethodType):
         return [thing.__func__, thing.__self__] if closures else []
+    if isinstance(thing, functools.partial):
+        return [thing.func, *thing.args, *thing.keywords.values()] if closures else []
     own = list(getattr(thing, "__dict__", {}).values())
     if isinstance(thing, types.FunctionType):
-        return [*own, *_enclosed(thing)] if closures else []
+        return [*own, *_held(thing)] if closures else []
     call = vars(type(thing)).get("__call__")  # a class that a function made may hold what was around it
     return [*own, call] if closures and isinstance(call, types.FunctionType) else own
 
 
-def _enclosed(function: types.FunctionType) -> list[object]:
-    found: list[object] = []
+def _held(function: types.FunctionType) -> list[object]:
+    """What a function can reach without being given it."""
+    found: list[object] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for cell in function.__closure__ or ():
         try:
             found.append(cell.cell_contents)
         except ValueError:  # not assigned yet
             continue
+    if (function.__module__ or "").partition(".")[0] not in LIBRARIES:
+        found += [function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__]
     return found
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The globals and attributes that code names, and the functions and comprehensions inside of it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
 
 
 def _counter(cost: Cost, is_network: bool) -> Callable[..., None]:

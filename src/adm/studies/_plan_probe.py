@@ -121,7 +121,11 @@ def _training(request: Mapping[str, Any], device: torch.device) -> Probe:
     from adm.training.trainer import Trainer
 
     config = parse_config(request["config"], "the probe")
-    for module in ("adm.training.run", "torch.utils.tensorboard.writer", "PIL.Image"):  # what a run has loaded by then
+    for module in (
+        "adm.training.run",
+        "tensorboard.summary.writer.record_writer",
+        "PIL.Image",
+    ):  # what a run has loaded by then
         importlib.import_module(module)
     if not Path(config.data.path).exists():  # a named data set brings a library of its own
         with contextlib.suppress(AdmError):

@@ -13,7 +13,7 @@ from adm.runtime._spelling import members
 from adm.runtime.errors import UsageError
 from adm.runtime.text import one_line
 
-__all__ = ["nested_options", "resolver", "unwrapped", "words_of"]
+__all__ = ["names_of", "nested_options", "resolver", "unwrapped", "words_of"]
 
 Load = Callable[[str, bool], object]
 """(path or preset, whether a classifier is wanted) -> the model."""
@@ -41,6 +41,14 @@ def nested_options(text: str) -> list[str]:
     spec = lookup.parse_spec(text)
     arguments = lookup.arguments(lookup.find("guidance", spec.name))
     return [name for name in spec.options if name in arguments and Guidance in members(arguments[name].annotation)]
+
+
+def names_of(text: str) -> Iterator[str]:
+    """The names of the guidances that a spec builds, outermost first."""
+    spec = lookup.parse_spec(text)
+    yield spec.name
+    for name in nested_options(text):
+        yield from names_of(unwrapped(spec.options[name]))
 
 
 def words_of(text: str) -> Iterator[str]:

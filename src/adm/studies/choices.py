@@ -15,7 +15,7 @@ from adm.runtime._spelling import spelled
 from adm.runtime.errors import UsageError
 from adm.runtime.text import one_line
 from adm.sampling import Sampler, timesteps_for
-from adm.studies._resolve import nested_options, unwrapped, words_of
+from adm.studies._resolve import names_of, nested_options, unwrapped
 
 __all__ = ["Choice", "choose", "default_steps", "full_spec"]
 
@@ -67,7 +67,7 @@ def choose(
     rule = _name_of(sampler)
     chosen: list[tuple[str, str | None]] = []
     completed = [_completed(g, preset, name, rule, chosen) if isinstance(g, str) else g for g in guidance]
-    is_guided = any(isinstance(g, str) and "classifier" in words_of(g) for g in guidance)
+    is_guided = any(isinstance(g, str) and "classifier" in names_of(g) for g in guidance)
     released = None if preset is None else _recommended(preset, rule, is_guided)
     if steps is None and released is not None:
         steps = released.steps
@@ -139,7 +139,10 @@ def default_steps(sampler: Sampler, schedule: Schedule) -> int:
 
 
 def full_spec(room: str, text: str) -> str:
-    """The spec with the defaults of all options that text can spell: what a set was made with, whatever they become."""
+    """The spec with the defaults of all options that text can spell: what a set was made with, whatever they become.
+
+    The name is that of the component's file, dashes or not.
+    """
     spec = lookup.parse_spec(text)
     options = dict(spec.options)
     for option in nested_options(text) if room == "guidance" else ():
@@ -151,4 +154,4 @@ def full_spec(room: str, text: str) -> str:
             options.setdefault(name, str(argument.default))
         elif isinstance(argument.default, tuple):
             options.setdefault(name, f"({spelled(argument.default)})")
-    return _spec_text(spec.name, options)
+    return _spec_text(spec.name.replace("-", "_"), options)

@@ -115,7 +115,7 @@ def generate(
     the .json of one that was fitted) or timesteps; None takes those that were released with a preset for this sampler,
     else 250 of ddpm, 50 of ddim and 25 of others. guidance: specs or objects; "classifier" alone means the preset's
     classifier and its scale. Image k depends on seed + k. x_0 is clamped to [-1, 1], unless a guidance of the stage
-    "clip" is given. Raises UsageError.
+    "clip" is given, not only inside of another. Raises UsageError.
     """
     if isinstance(model, DiffusionModel):
         choice = choose(None, "a model that is passed as an object", sampler, steps, guidance)
@@ -202,7 +202,8 @@ def prepare(
 
     steps: as for `generate`; None for `default_steps`. precision: bfloat16 is autocast around the networks, the guiding
     ones too; None leaves them as they are. kind: what the model must be. x_0 is clamped to [-1, 1], unless a guidance
-    of the stage "clip" is given. Raises UsageError for what does not go together.
+    of the stage "clip" is given, not only inside of another, such as an interval. Raises UsageError for what does not
+    go together.
     """
     _CHECKS[kind](model, "the model")
     rule: Sampler = lookup.build("sampling", sampler) if isinstance(sampler, str) else sampler
@@ -221,7 +222,8 @@ def prepare(
     if precision is not None:  # before guidances wrap the model: some make a second one of it
         for other in models:
             other.precision = torch.bfloat16 if precision == "bfloat16" else None
-    if not any(getattr(g, "stage", None) == "clip" for g in guidances):
+    # One inside of another, such as an interval, does not bound x_0 everywhere.
+    if not any(getattr(g, "stage", None) == "clip" and not _inner(g) for g in guidances):
         guidances.append(Clip())
     steps = default_steps(rule, model.schedule) if steps is None else steps
     chain = chain_for(rule, model.schedule, steps)
@@ -246,10 +248,14 @@ def prepare(
     )
 
 
+def _inner(guidance: object) -> list[object]:
+    """The guidances inside of this one."""
+    return [value for value in getattr(guidance, "__dict__", {}).values() if hasattr(value, "stage")]
+
+
 def _asks_null_label(guidance: object) -> bool:
     """Whether this guidance, or one inside of it, contrasts the model with itself without a label."""
-    inner = [value for value in getattr(guidance, "__dict__", {}).values() if hasattr(value, "stage")]
-    if any(map(_asks_null_label, inner)):
+    if any(map(_asks_null_label, _inner(guidance))):
         return True
     values = getattr(guidance, "__dict__", {})
     is_contrast = type(guidance).__module__ in ("adm.guidance.classifier_free", "adm.guidance.apg")

@@ -8,12 +8,14 @@ from typing import Any
 
 from adm.checkpoints.load import fingerprint
 from adm.runtime import files, lookup
+from adm.runtime._spelling import NotFromText, from_text
 from adm.runtime.errors import UsageError
 from adm.runtime.text import one_line, shown_path
+from adm.studies._resolve import nested_options, unwrapped
 from adm.studies.choices import full_spec
 from adm.studies.generate import Request
 
-__all__ = ["as_begun", "describe_chain", "describe_weights", "refuse_newer_checkpoint"]
+__all__ = ["as_begun", "describe_chain", "describe_sampler", "describe_weights", "refuse_newer_checkpoint"]
 
 
 def describe_weights(request: Request) -> dict[str, Any]:
@@ -28,6 +30,11 @@ def describe_weights(request: Request) -> dict[str, Any]:
     }
 
 
+def describe_sampler(spec: str) -> str:
+    """The sampler with its defaults, which may be others one day: part of `request.json`."""
+    return full_spec("sampling", spec)
+
+
 def describe_chain(request: Request) -> dict[str, Any]:
     """Links, and the grid if it is not the sampler's own: part of `request.json`."""
     steps: dict[str, Any] = {"steps": len(request.chain)}
@@ -37,23 +44,48 @@ def describe_chain(request: Request) -> dict[str, Any]:
 
 
 def as_begun(directory: Path, description: Mapping[str, object]) -> Mapping[str, object]:
-    """The description with the guidance spelled as in the sample set in `directory`, where it means the same: options
-    that a guidance got since then are not in there, and stand at their defaults."""
+    """The description as the sample set in `directory` spells it, where it means the same.
+
+    Sampler and guidance mean the same when all their options have the same values: those that they got since then are
+    not in there, and stand at their defaults. A grid is its timesteps, whatever it is called.
+    """
     path = directory / "request.json"
-    before = files.read_json(path) if path.exists() else None
-    begun = before.get("guidance") if isinstance(before, Mapping) else None
-    asked = description.get("guidance")
-    if not isinstance(begun, list) or not isinstance(asked, list) or begun == asked:
+    before = files.read_json(path) if path.exists() and any(directory.glob("*.png")) else None
+    if not isinstance(before, Mapping):
         return description
+    same = {
+        "sampler": _same("sampling", [before.get("sampler")], [description.get("sampler")]),
+        "guidance": _same("guidance", before.get("guidance"), description.get("guidance")),
+        "grid": "grid" in before and "grid" in description and before.get("timesteps") == description.get("timesteps"),
+    }
+    return {**description, **{name: before[name] for name, is_same in same.items() if is_same}}
+
+
+def _same(room: str, begun: object, asked: object) -> bool:
+    """Whether these specs mean the same, one for one."""
+    if not isinstance(begun, list) or not isinstance(asked, list) or not all(isinstance(x, str) for x in begun + asked):
+        return False
     try:
-        same = [_meaning(spec) for spec in begun] == [_meaning(spec) for spec in asked]
+        return [_meaning(room, spec) for spec in begun] == [_meaning(room, spec) for spec in asked]
     except UsageError:
-        return description
-    return {**description, "guidance": begun} if same else description
+        return False
 
 
-def _meaning(spec: object) -> lookup.Spec:
-    return lookup.parse_spec(full_spec("guidance", str(spec)))
+def _meaning(room: str, text: str) -> tuple[str, dict[str, object]]:
+    """The component's name, and the values of all its options; text where that alone is no value."""
+    spec = lookup.parse_spec(text)
+    arguments = lookup.arguments(lookup.find(room, spec.name))
+    values = {name: a.default for name, a in arguments.items() if a.default is not a.empty}
+    nested = nested_options(text) if room == "guidance" else []
+    for name, value in spec.options.items():
+        if name in nested:
+            values[name] = _meaning(room, unwrapped(value))
+            continue
+        try:
+            values[name] = from_text(arguments[name].annotation, value)
+        except (KeyError, ValueError, NotFromText):
+            values[name] = float(value) if value in ("inf", "-inf") else value
+    return spec.name.replace("-", "_"), values
 
 
 def refuse_newer_checkpoint(directory: Path, request: Request) -> None:

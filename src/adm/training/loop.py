@@ -15,7 +15,9 @@ from adm.diffusion.model import DiffusionModel
 from adm.runtime import files
 from adm.runtime.config import to_dict
 from adm.runtime.distributed import World
-from adm.runtime.errors import DivergedError, ResourceError, StoppedError, is_out_of_memory
+from adm.runtime.errors import DamagedError, DivergedError, ResourceError, StoppedError, is_out_of_memory
+from adm.runtime.files import DamagedDirectoryError
+from adm.runtime.text import shown_path
 from adm.training.config import TrainConfig, UpsamplerTraining
 from adm.training.images import fingerprint_of
 from adm.training.memory import too_little_memory
@@ -27,6 +29,10 @@ from adm.training.upsampling import preview_upsampler
 from adm.training.validation import Validation, draw
 
 __all__ = ["Progress", "RunLoop", "Watch"]
+
+
+PHASE = 60
+"""Characters of a phase that the other processes say."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,8 @@ class RunLoop:
 
     def named(self, line: str) -> None:
         """The image that this process waits for, said while it waits; of other processes the first one says it."""
-        self.world.phase(line)
+        name = line.partition(" has not been read")[0].rpartition(" of ")[0] or line
+        self.world.phase(name if len(name) <= PHASE else f"image …{name[len(name) - PHASE + 7 :]}")
         self.report(notes=(line,))
 
     def aside(self, what: str, work: Callable[[], None]) -> None:
@@ -186,8 +193,17 @@ class RunLoop:
             checkpoint_format.save(directory, tensors=trainer.tensors(), documents=documents)
         except DivergedError as error:
             raise DivergedError(f"step {trainer.step}: {error} {self.last_good()}") from None
+        try:
+            checkpoint_format.retain(checkpoints, self.config.loop.keep)
+        except DamagedDirectoryError as error:
+            then = f"run the same command again: it goes on from step {self.saved_step}."
+            if self.saved_step is None:
+                then = f"choose another --out. {self.last_good()}"
+            raise DamagedError(
+                f"{shown_path(directory)} was written and reads back damaged ({error.reason}). Check the disk and the "
+                f"memory, then {then}"
+            ) from error
         self.saved_step = trainer.step
-        checkpoint_format.retain(checkpoints, self.config.loop.keep)
 
     def save_snapshot(self) -> None:
         assert self.lock is not None

@@ -142,7 +142,7 @@ def earlier_config(out: Path) -> TrainConfig | None:
     except AdmError as error:
         if saved is None:
             return config_of_intact(checkpoints)
-        config, why = saved, f"cannot be used ({one_line(error, 160)})" if path.exists() else None
+        config, why = saved, f"cannot be used ({one_line(error, 160)})" if path.exists() else "is missing"
     if saved is not None:
         wrong = [name for name, *_ in difference(saved, config) if name not in MAY_CHANGE]
         if wrong:

@@ -16,9 +16,11 @@ from adm.runtime.errors import AdmError, DamagedError, DataError, UsageError
 from adm.runtime.text import one_line, shown_path
 from adm.training.config import TrainConfig, parse_config
 from adm.training.images import fingerprint_of
+from adm.training.runlog import read_log
+from adm.training.snapshots import FOLDER as SNAPSHOTS
 from adm.training.trainer import Trainer
 
-__all__ = ["MAY_CHANGE", "read_config", "refuse_changes", "refuse_foreign", "restore"]
+__all__ = ["MAY_CHANGE", "read_config", "refuse_changes", "refuse_foreign", "refuse_in_use", "refuse_lost", "restore"]
 
 MAY_CHANGE = {
     "data.path",  # the images themselves are recognised by their fingerprint
@@ -95,6 +97,38 @@ def refuse_foreign(out: Path) -> None:
     names = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")}
     if names and not (names & {"checkpoints", "log.jsonl"} or is_run_config(out / "config.json")):
         raise UsageError(f"{shown_path(out)} is not empty and holds no run. Choose another --out.")
+
+
+def refuse_in_use(out: Path) -> None:
+    """ResourceError that names who trains in `out` now; said before images are read, and once more by the lock."""
+    path = out / ".lock"
+    if path.exists():
+        with files.lock(path, f"run {shown_path(out)!r}"):
+            pass
+
+
+def refuse_lost(out: Path) -> None:
+    """DamagedError for a run without checkpoints that must have had one, or has copies that somebody kept of it.
+
+    A run that was killed before or in its first save has its directory of checkpoints, made before anything else, has
+    come no further than to the step of that save, and has made nothing that comes after it: such a one begins anew.
+    """
+    measured = [line["step"] for line in read_log(out / "validation.jsonl")]
+    logged = [line["step"] for line in read_log(out / "log.jsonl")]
+    step = int(max([*logged, *measured, *checkpoint_format.steps(out / SNAPSHOTS)], default=0))
+    if step == 0:
+        return
+    saved = step in measured or (out / "samples" / f"{checkpoint_format.step_name(step)}.png").exists()
+    try:
+        loop = read_config(out).loop
+        first_save = min(loop.save_every, loop.steps)
+    except AdmError:
+        first_save = 0
+    if not (out / "checkpoints").is_dir() or step > first_save or (saved and step == first_save):
+        raise DamagedError(
+            f"{shown_path(out)} came to step {step} and has no checkpoint. Bring {shown_path(out / 'checkpoints')} "
+            "back, or choose another --out."
+        )
 
 
 def is_run_config(path: Path) -> bool:

@@ -23,7 +23,7 @@ from adm.training.finetune import Source, check_source, open_source, start_from
 from adm.training.gradients import check_portions
 from adm.training.images import fingerprint_of, open_held_out, open_training
 from adm.training.loop import Progress, RunLoop, Watch
-from adm.training.resume import refuse_foreign, restore
+from adm.training.resume import read_config, refuse_foreign, refuse_lost, restore
 from adm.training.runlog import RunLog
 from adm.training.snapshots import discard_snapshots
 from adm.training.trainer import Trainer
@@ -84,6 +84,8 @@ def train(
         name = world.from_first(newest.name if first and newest is not None else "")
         newest = checkpoints / name if name else None
         if newest is None:
+            if first:
+                refuse_lost(out)
             check_data(config, dataset)
             source = opened(config, source)
             notes += [] if source is None else start_from(model, source)
@@ -94,18 +96,22 @@ def train(
         run.report(notes=tuple(notes))
         # Of process 0, whose files they are: others may see them later, or not at all.
         pending = world.from_first(",".join(run.pending() if newest is not None else ()))
-        if lock is not None and len(checkpoint_format.steps(checkpoints)) > config.loop.keep:
-            checkpoint_format.retain(checkpoints, config.loop.keep)  # a run killed after its last save did not
+        if lock is not None and newest is not None:
+            # A run killed after its last save did not. config.json, which asks for fewer, may be damaged.
+            keep = max(config.loop.keep, read_config(newest).loop.keep)
+            if len(checkpoint_format.steps(checkpoints)) > keep:
+                checkpoint_format.retain(checkpoints, keep)
         if newest is not None and trainer.finished and not pending:
             return newest
         with naming_last(run):
             if lock is not None:
-                files.write_json(out / "config.json", to_dict(config))
                 run.lock = lock
+                files.make_directory(checkpoints)  # before the rest: where it is missing, it was removed
                 discard_snapshots(out, after=trainer.step)
                 sink = open_sink(out, to_dict(config), config.loop.wandb)
                 run.log = RunLog(out, trainer.step, config.loop.log_every, lock.check, sink)
                 stack.callback(run.log.close)
+                files.write_json(out / "config.json", to_dict(config))  # after what an earlier beginning left is gone
             return run.loop(make_loader(config, dataset, world), pending.split(",") if pending else ())
 
 
@@ -128,7 +134,8 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
     newest, damaged = checkpoint_format.newest_intact(checkpoints)
     if newest is None and damaged:
         raise DamagedError(
-            f"{one_line(damaged[0], 300)} Choose another --out, or move {shown_path(checkpoints)!r} away to begin anew."
+            f"{one_line(damaged[0], 300)} Bring an intact copy of {shown_path(checkpoints)} back, or choose another "
+            "--out."
         )
     return checkpoint_format.newest_intact(checkpoints, set_aside=True) if damaged else (newest, damaged)
 

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from adm.runtime import files
+from adm.training._events import Events
 from adm.training._wandb import Sink
 from adm.training.trainer import StepResult
 
@@ -21,7 +22,8 @@ class RunLog:
     """`log.jsonl` and TensorBoard events of a run directory. Values are means since the line before.
 
     images_per_second counts the time of training alone: see `paused`. check: called before each line is written; raises
-    when the directory is no longer this process's. sink: where lines go too, such as Weights & Biases.
+    when the directory is no longer this process's. sink: where lines go too, such as Weights & Biases. Events and sink
+    may fail, with a note: what a run learns does not depend on who watches.
     """
 
     def __init__(
@@ -32,8 +34,6 @@ class RunLog:
         check: Callable[[], None] = lambda: None,
         sink: Sink | None = None,
     ) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
         self.path = directory / "log.jsonl"
         self.measurements = directory / "validation.jsonl"
         self.sink = sink
@@ -41,8 +41,7 @@ class RunLog:
         self.check = check
         _forget_after(self.path, start_step)
         _forget_after(self.measurements, start_step)
-        # Events after the step that a run continues from are hidden by TensorBoard, the lines are cut above.
-        self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
+        self._events = Events(directory / "tensorboard", after=start_step)
         self._pending: list[StepResult] = []
         self._since = time.monotonic()
 
@@ -83,8 +82,7 @@ class RunLog:
             self.sink.image(path, step)
 
     def _show(self, scalars: Mapping[str, float], step: int) -> None:
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        self._events.scalars(scalars, step)
         if self.sink is not None:
             self.sink.log(dict(scalars), step)
 
@@ -98,7 +96,6 @@ class RunLog:
             self._since += time.monotonic() - start
 
     def close(self) -> None:
-        self._events.close()
         if self.sink is not None:
             self.sink.close()
 

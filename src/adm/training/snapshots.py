@@ -58,7 +58,8 @@ def discard_snapshots(out: Path, after: int) -> list[str]:
     """Remove the copies of steps above `after`, and what a killed writer left; returns the names of the copies.
 
     A run that goes on from step `after` makes them again; where it was given another rate or more minutes, those of the
-    future that it left would be mixed with its own. A new run begins with after=0. To be called by the only writer.
+    future that it left would be mixed with its own. after=0: of a run killed before its first checkpoint. To be called
+    by the only writer.
     """
     folder = out / FOLDER
     if not folder.is_dir():

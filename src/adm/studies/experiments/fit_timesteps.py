@@ -17,7 +17,7 @@ from adm.runtime.distributed import World
 from adm.runtime.errors import UsageError
 from adm.runtime.text import shown_path, split_list
 from adm.sampling import Sampler, SeededNoise, sample, timesteps_for
-from adm.sampling._fitted import cheapest_path, jump_errors
+from adm.sampling._fitted import fit_timesteps, jump_errors
 from adm.studies._chains import FittedGrid, write_grid
 from adm.studies._grid_picture import grid_picture
 from adm.studies._machine import machine
@@ -85,9 +85,8 @@ class FitTimesteps:
 
         fits = [Trial("jumps", start, [recipe, start]) for start in range(0, self.num, self.batch_size)]
         errors = mean_errors(run_trials(fits, out, jumps, world, stop_requested), self.fine)
-        nodes = cheapest_path(*errors, self.links)
         rule: Sampler = lookup.build("sampling", unwrapped(self.sampler))
-        grids = self.grids(request, rule, request.chain.timesteps[nodes].flip(0).tolist())
+        grids = self.grids(request, rule, fit_timesteps(request.chain, *errors, self.links))
 
         def compare(trial: Trial) -> Values:
             on_progress("comparing grids", trial.seed, self.num, "")
@@ -131,14 +130,17 @@ class FitTimesteps:
     def jumps(self, request: Request, start: int) -> dict[str, float]:
         """The mean squares of `jump_errors` for one batch, by "i" and "i,j", and how many images it has."""
         noise, shape, cond = self.batch(request, start)
-        starts, jumps = jump_errors(request.denoiser, request.chain, noise, shape, request.sampler, cond)
+        try:
+            starts, jumps = jump_errors(request.denoiser, request.chain, noise, shape, request.sampler, cond)
+        except ValueError as error:
+            raise UsageError(f"teacher {unwrapped(self.teacher)}: {error}.") from error
         later = [(i, j) for i in range(len(jumps)) for j in range(i + 1, len(jumps) + 1)]
         values = {f"{i}": float(start) for i, start in enumerate(starts)}
         return values | {f"{i},{j}": float(jumps[i, j]) for i, j in later} | {"images": shape[0]}
 
-    def grids(self, request: Request, rule: Sampler, fitted: list[float]) -> dict[str, list[float]]:
+    def grids(self, request: Request, rule: Sampler, fitted: list[int | float]) -> dict[str, list[float]]:
         """The fitted grid and those it is compared with, each once; a grid that has no such number is left out."""
-        grids = {FITTED: fitted}
+        grids = {FITTED: list(map(float, fitted))}
         for name in (f"own of {lookup.parse_spec(unwrapped(self.sampler)).name}", *OTHERS):
             try:
                 steps = self.links if name.startswith("own") else f"{name}:{self.links}"
@@ -161,7 +163,8 @@ class FitTimesteps:
         teacher = made(request.chain, request.sampler)
         chains = {name: Chain(request.model.schedule, timesteps) for name, timesteps in grids.items()}
         misses = {name: made(chain, rule) - teacher for name, chain in chains.items()}
-        return {name: GREY_LEVELS * float(miss.square().mean().sqrt()) for name, miss in misses.items()}
+        found = {name: GREY_LEVELS * float(miss.square().mean().sqrt()) for name, miss in misses.items()}
+        return found | {"images": shape[0]}
 
     def report(
         self, out: Path, request: Request, grids: Mapping[str, list[float]], found: list[Values]
@@ -184,7 +187,9 @@ class FitTimesteps:
         )
         write_grid(out / "grid.json", grid)
         distances = {name: torch.tensor([values[name] for values in found], dtype=torch.float64) for name in grids}
-        means = {name: float(d.square().mean().sqrt()) for name, d in distances.items()}
+        # Where results are older than this number: as if all batches were full.
+        images = torch.tensor([values.get("images", self.batch_size) for values in found], dtype=torch.float64)
+        means = {name: float(((images * d.square()).sum() / images.sum()).sqrt()) for name, d in distances.items()}
         spreads = {name: float(d.std()) if len(d) > 1 else None for name, d in distances.items()}
         rows = [
             Row(name, (means[name], spreads[name], ", ".join(f"{t:.5g}" for t in timesteps)))
@@ -232,7 +237,7 @@ class FitTimesteps:
 
 
 def mean_errors(found: list[Values], links: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What starts and links cost: root mean squares over all images."""
+    """What starts and links cost: mean squares over all images."""
     total = sum(values["images"] for values in found)
 
     def mean(name: str) -> float:
@@ -243,4 +248,4 @@ def mean_errors(found: list[Values], links: int) -> tuple[torch.Tensor, torch.Te
     for i in range(links):
         for j in range(i + 1, links + 1):
             jumps[i, j] = mean(f"{i},{j}")
-    return starts.sqrt(), jumps.sqrt()
+    return starts, jumps

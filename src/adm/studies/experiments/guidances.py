@@ -6,21 +6,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 
 import torch
 
 from adm.diffusion.model import DiffusionModel, NoisyClassifier
 from adm.runtime import files
 from adm.runtime.distributed import World
-from adm.runtime.errors import DamagedError
-from adm.studies._comparison import best_by_others, paired
+from adm.studies._comparison import CONFIDENCE, best_by_others, paired
 from adm.studies._digit_models import ACCURACY, FD, HELD_OUT, PRECISION, RECALL, DigitModels, Kind, Sizes, View
 from adm.studies._machine import machine
 from adm.studies._quality_plots import ErrorCurve, ErrorPanel, error_curves
 from adm.studies._report import Column, Figure, Report, Row, Table, markdown, text_table, write_report
 from adm.studies._seconds import interleaved
 from adm.studies._trials import Summary, Trial, run_trials, summaries
+from adm.studies.experiments._link_seconds import cost_table, stored_seconds
 from adm.studies.experiments._ways import NONE, WAYS, Others, read_variant, variant
 from adm.studies.generate import Request, batches, prepare
 
@@ -48,6 +47,7 @@ DUELS = (
 GUIDE = (
     ("Equal seconds", "the chain of each is as long as fits into the seconds that the conditional model alone needs."),
     ("Mean ± standard deviation", "over the seeds, which change training, initial noise and samples."),
+    CONFIDENCE,
     ("Judge", "a classifier trained on clean training digits only; it had no part in the training or the sampling."),
 )
 
@@ -138,14 +138,9 @@ class Guidances:
 
     def seconds(self, out: Path, models: DigitModels) -> dict[str, float]:
         """Seconds of an image and a link for each way, measured, or as measured when `out` was begun."""
-        path = out / "seconds.json"
-        if path.exists():
-            try:
-                stored = files.read_json(path)
-                if isinstance(stored, dict) and stored.get("ways") == list(WAYS):
-                    return {name: float(value) for name, value in stored["seconds"].items()}
-            except DamagedError:
-                files.remove(path)
+        path, setting = out / "seconds.json", self.setting(models.device)
+        if (stored := stored_seconds(path, setting)) is not None:
+            return stored
         links, images = max(self.budgets), min(self.num, 50)
 
         def work(name: str, strength: float) -> Callable[[], object]:
@@ -156,8 +151,20 @@ class Guidances:
         works = {name: work(name, way.strengths[len(way.strengths) // 2]) for name, way in WAYS.items()}
         taken = interleaved(works, self.rounds, models.device)
         per_link = {name: value / (links * images) for name, value in taken.items()}
-        files.write_json(path, {"ways": list(WAYS), "seconds": per_link, "machine": machine(), "links": links})
+        files.write_json(path, {**setting, "seconds": per_link, "links": links})
         return per_link
+
+    def setting(self, device: torch.device | str) -> dict[str, object]:
+        """What the seconds of a link depend on, JSON-able."""
+        return {
+            "ways": list(WAYS),
+            "width": self.width,
+            "sampler": self.sampler,
+            "budgets": list(self.budgets),
+            "num": self.num,
+            "device": str(device),
+            "machine": machine(),
+        }
 
     def links(self, seconds: Mapping[str, float], name: str, budget: int) -> int:
         """The links that take as long as `budget` of the conditional model alone; 2 at least."""
@@ -204,16 +211,26 @@ class Guidances:
         return path, "\n\n".join([text_table(main), text_table(self.duels(found, self.budgets[-1])), *findings])
 
     def finding(self, found: Mapping[str, Summary], budget: int) -> str:
-        """Which way comes nearest to real digits in these seconds, in words."""
-        at_best = {name: self.at_best(found, name, budget) for name in WAYS}
-        best = min(at_best, key=lambda name: fmean(at_best[name][FD].values()))
-        plain, words = at_best[NONE], []
+        """Which guidance comes nearest to real digits in these seconds, and how near without one, in words."""
+        guided = [variant(name, x, budget) for name, way in WAYS.items() if name != NONE for x in way.strengths]
+        candidates = {key: found[key] for key in guided}
+        plain = found[variant(NONE, WAYS[NONE].strengths[0], budget)]
+        chosen = best_by_others({key: s.of(FD) for key, s in candidates.items()})
+        gaps, words = {}, []
         for measure, form in ((FD, ".2f"), (ACCURACY, ".3f")):
-            gap = paired(at_best[best][measure], plain[measure])
-            words.append(f"{MEASURES[measure]} {fmean(plain[measure].values()):{form}}, {gap.show(form)} with it")
+            ours = {seed: candidates[key].of(measure)[seed] for seed, key in chosen.items()}
+            gaps[measure] = paired(ours, plain.of(measure))
+            words.append(f"{MEASURES[measure]} {plain.mean[measure]:{form}}, {gaps[measure].show(form)} with it")
+        names = ", ".join(dict.fromkeys("{} at {:g}".format(*read_variant(key)) for key in chosen.values()))
+        best = f"{names}; chosen for each seed by the FD of the others"
+        wins = (
+            f"the best guidance ({best}) has a lower FD than none"
+            if gaps[FD].mean < 0
+            else f"no guidance has a lower FD than none, not the best either ({best})"
+        )
         return (
-            f"In the seconds of {budget} evaluations, {best} has the lowest FD. Without guidance: {'; '.join(words)} "
-            f"(± standard error; {paired(at_best[best][FD], plain[FD]).verdict()} in FD)."
+            f"In the seconds of {budget} evaluations, {wins}. Without guidance: {'; '.join(words)} "
+            f"(± standard error; {gaps[FD].verdict()} in FD)."
         )
 
     def at_best(self, found: Mapping[str, Summary], name: str, budget: int) -> dict[str, dict[int, float]]:
@@ -289,11 +306,3 @@ class Guidances:
             "a curve for each way to guide through its strengths: FD against label accuracy, and against recall",
             "Numbers beside the points are strengths; bars are standard deviations over the seeds.",
         )
-
-
-def cost_table(seconds: Mapping[str, float]) -> Table:
-    """What a link of each way costs."""
-    columns = [Column("seconds of a link", ".2f", "lower", "1 is the conditional model alone"), Column("what", "s")]
-    rows = [Row(name, [seconds[name] / seconds[NONE], way.meaning]) for name, way in WAYS.items()]
-    milliseconds = 1000 * seconds[NONE]
-    return Table(columns, rows, "guidance", f"1 is {milliseconds:.3g} ms an image here.", "What a link costs")

@@ -8,58 +8,28 @@ from pathlib import Path
 
 import torch
 
+from adm.checkpoints.model_document import make_schedule
 from adm.diffusion.model import DiffusionModel, NoisyClassifier
+from adm.diffusion.schedule import Schedule
 from adm.guidance import Guidance
 from adm.guidance.classifier import ClassifierGuidance
 from adm.guidance.classifier_free import ClassifierFreeGuidance
-from adm.runtime import files
+from adm.runtime import files, lookup
 from adm.runtime.distributed import World
-from adm.studies._comparison import best_by_others, paired
+from adm.runtime.errors import UsageError
+from adm.sampling import Sampler, timesteps_for
+from adm.studies._comparison import CONFIDENCE, best_by_others, paired
 from adm.studies._digit_models import ACCURACY, FD, HELD_OUT, PRECISION, RECALL, DigitModels, Kind, Sizes, View
 from adm.studies._machine import machine
 from adm.studies._quality_plots import ErrorCurve, ErrorPanel, error_curves
 from adm.studies._report import Column, Figure, Report, Row, Table, markdown, text_table, write_report
 from adm.studies._trials import Summary, Trial, run_trials, summaries
+from adm.studies.experiments._rules import GRIDS, REFERENCE, RULES
 from adm.studies.generate import prepare
 
 __all__ = ["Samplers"]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A sampler as text, on its own grid or on `grid`; evaluations: how many times a link asks the network."""
-
-    spec: str
-    meaning: str
-    grid: str = "{links}"
-    evaluations: int = 1
-
-    def links(self, evaluations: int) -> int:
-        """The largest number of links that costs no more: two evaluations a link are 2 n - 1, as the last has one."""
-        return (evaluations + self.evaluations - 1) // self.evaluations
-
-
-REFERENCE = "ddpm"
-RULES: Mapping[str, Rule] = {
-    REFERENCE: Rule("ddpm", "ancestral, the model's learned variance (ADM)"),
-    "ddpm-linear": Rule("ddpm:interpolation=linear", "the same, learned variance interpolated linearly"),
-    "ddim": Rule("ddim", "DDIM on every n-th timestep, as released"),
-    "euler": Rule("euler", "Euler, that is DDIM, on the log-SNR grid"),
-    "euler-churn": Rule("euler:churn=4", "Euler with churn (EDM Alg. 2)"),
-    "heun": Rule("heun", "Heun (EDM Alg. 1)", evaluations=2),
-    "heun-churn": Rule("heun:churn=4", "Heun with churn (EDM Alg. 2)", evaluations=2),
-    "dpm2m": Rule("dpm_solver_2m", "DPM-Solver++(2M)"),
-    "dpm3m-published": Rule("dpm_solver_3m:d2=published", "DPM-Solver++(3M) as published"),
-    "dpm3m": Rule("dpm_solver_3m:d2=corrected", "DPM-Solver++(3M), second difference corrected"),
-    "dpm-sde": Rule("dpm_solver_sde", "SDE-DPM-Solver++(2M)"),
-    "unipc2": Rule("unipc:order=2", "UniPC-2"),
-    "unipc3": Rule("unipc:order=3", "UniPC-3"),
-    "ipndm": Rule("ipndm", "iPNDM of order 4"),
-}
-GRIDS: Mapping[str, Rule] = {
-    f"dpm2m-{grid}": Rule("dpm_solver_2m", f"on the grid {grid}", f"{grid}:{{links}}")
-    for grid in ("log-snr", "karras", "strided", "even")
-}
 GRID_EVALUATIONS = 10
 MODES: Mapping[str, str] = {
     "unguided": "unconditional model",
@@ -82,6 +52,7 @@ GUIDE = (
         "calls of the diffusion network for each image; classifier-free guidance doubles the work of each.",
     ),
     ("Mean ± standard deviation", "over the seeds, which change training, initial noise and samples."),
+    CONFIDENCE,
     ("FD", "the Frechet distance in the features of the judge; not FID. Only columns of one table compare."),
     ("Judge", "a classifier trained on clean training digits only; it had no part in the training or the sampling."),
     ("Equal seeds", "under one seed every sampler has the same models and starts from the same noise."),
@@ -133,6 +104,7 @@ class Samplers:
     ) -> tuple[Path, str]:
         """The report's path and its table as text. What is in `out` is not done again; processes share the work."""
         models = DigitModels(out / "models", self.sizes, device)
+        self.check(make_schedule(models.config("unconditional", 0).schedule))
         models.train(KINDS, self.seeds, on_progress, stop_requested, world)
         view = View.of(out, self.judge_steps, world)
         trials = self.trials()
@@ -156,6 +128,16 @@ class Samplers:
             for mode in MODES
             for name, rule, num in dict.fromkeys(sets)
         ]
+
+    def check(self, schedule: Schedule) -> None:
+        """UsageError, before anything is trained, for a number of evaluations that a rule has no chain of."""
+        for name, num in dict.fromkeys(read_variant(trial.variant)[1:] for trial in self.trials()):
+            rule = {**RULES, **GRIDS}[name]
+            sampler: Sampler = lookup.build("sampling", rule.spec)
+            try:
+                timesteps_for(sampler, schedule, rule.grid.format(links=rule.links(num)))
+            except ValueError as error:
+                raise UsageError(f"{num} evaluations of {name}: {error}. Choose other evaluations.") from error
 
     def measure(self, trial: Trial, models: DigitModels, view: View) -> dict[str, float]:
         """Sample and measure one set."""
@@ -279,9 +261,10 @@ class Samplers:
 
     def panel(self, measure: str, mode: str, found: Mapping[str, Summary], log: bool) -> ErrorPanel:
         curves = []
-        for name, rule in RULES.items():
+        doubled = 2 if mode == "classifier-free" and self.weight != 1 else 1
+        for name in RULES:
             some = [found[variant(mode, name, num)] for num in self.evaluations]
-            x = [float(rule.evaluations * rule.links(num) - rule.evaluations + 1) for num in self.evaluations]
+            x = [s.mean["network"] / doubled for s in some]
             curves.append(ErrorCurve(name, x, [s.mean[measure] for s in some], [s.spread[measure] for s in some]))
         level = found[variant(mode, REFERENCE, self.reference)].mean[measure]
         title = f"{mode[0].upper()}{mode[1:]}"
