@@ -85,7 +85,7 @@ USAGE = {
     f"{SAMPLE} --guidance classifier:classifier=model": "is a diffusion model. Give a classifier",
     f"{SAMPLE} --guidance classifier:classifier=linear-guide": "another noise schedule .*0.0778.* model .*0.492",
     "sample photo-model --out {new} --guidance classifier:classifier=guide": "8x8 with 1 channel.*8x12 with 3 channels",
-    f"{SAMPLE} --guidance classifier:classifier=guide,scale=inf": "scale=inf: input should be a finite",
+    f"{SAMPLE} --guidance classifier:classifier=guide,scale=inf": "scale inf: choose a number",
     f"{SAMPLE} --guidance clip:limit=0": "limit 0.0: choose a positive",
     f"{SAMPLE} --labels 10": "label 10 is no class. Use 0 to 9",
     f"{SAMPLE} --labels -1": "label -1 is no class",
@@ -211,6 +211,7 @@ class TestDisk:
             (("write", "fsync", "rename", "mkdir"), "EIO", "Check the disk"),
         ],
     )
+    @pytest.mark.filterwarnings("default")
     def test_a_disk_that_fails_anywhere_in_a_run_is_one_line(self, operations, fault, says, tmp_path, adm_command):
         words = ["train", "classifier", "--data", "digits", "--steps", "2", "--batch", "4", "--device", "cpu", *TINY]
         with faults.faults() as counter:
@@ -220,6 +221,9 @@ class TestDisk:
             run = tmp_path / f"run{n}"
             with faults.faults(n, getattr(faults, fault)):
                 result = adm_command(*words, "--out", run)
+            if "TensorBoard gets no more of this run" in result.err:  # which ends no run
+                assert (result.code, "Traceback" in result.err) == (0, False)
+                continue
             assert (result.code, bool(re.search(says, result.last))) == (5, True), (n, result.err)
         assert adm_command(*words, "--out", run).code == 0
 

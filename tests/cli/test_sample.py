@@ -412,9 +412,10 @@ def test_samplers_that_are_the_same_in_other_words_continue_a_set(begun, same, o
     words = ["sample", "model", "--out", out, "--num", 1, *STEPS, "--sampler"]
     assert adm_command(*words, begun).code == 0
     request = json.loads((out / "request.json").read_text())
-    assert request["sampler"] == full_spec("sampling", begun) != begun
-    for written in (request["sampler"], begun):  # of today, and as sets said it before: the text that was typed
-        (out / "request.json").write_text(json.dumps({**request, "sampler": written}))
+    assert request["sampler"] == begun and request["sampler_in_full"] == full_spec("sampling", begun) != begun
+    before = {name: value for name, value in request.items() if name != "sampler_in_full"}  # as sets said it before
+    for written in (request, before):
+        (out / "request.json").write_text(json.dumps(written))
         for spec in (begun, *same):
             assert adm_command(*words, spec).code == 0
         refused = adm_command(*words, other)

@@ -104,7 +104,7 @@ def test_a_directory_holds_an_image_for_each_small_one_its_label_and_the_request
     ]  # fmt: skip
     request = json.loads((tmp_path / "s" / "request.json").read_text())
     assert request | {"model": "up", "input": "labelled.npz", "steps": 2, "seed": 5} == request
-    assert request["sampler"].startswith("ddpm:") and "interpolation=" in request["sampler"]
+    assert request["sampler"] == "ddpm" and "interpolation=" in request["sampler_in_full"]
     assert (request["label_policy"], request["low_res_size"], request["image_shape"]) == (
         "of the input",
         [8, 8],

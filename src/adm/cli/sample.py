@@ -104,7 +104,7 @@ class Sample:
 
         return describe_weights(request) | {
             "weights": settings.weights,
-            "sampler": describe_sampler(self.sampler),
+            **describe_sampler(self.sampler),
             **describe_chain(request),
             "labels": self.labels,
             "label_policy": label_policy(self.labels, request.num_classes),

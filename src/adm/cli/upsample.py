@@ -121,7 +121,7 @@ class Upsample:
             "weights": settings.weights,
             "input": small.name,
             "input_sha256": small.sha256,
-            "sampler": describe_sampler(self.sampler),
+            **describe_sampler(self.sampler),
             **describe_chain(request),
             "labels": self.labels,
             "label_policy": own if self.labels is None else "given, in turn",

@@ -30,9 +30,9 @@ def describe_weights(request: Request) -> dict[str, Any]:
     }
 
 
-def describe_sampler(spec: str) -> str:
-    """The sampler with its defaults, which may be others one day: part of `request.json`."""
-    return full_spec("sampling", spec)
+def describe_sampler(spec: str) -> dict[str, Any]:
+    """The sampler as it was asked for, and with its defaults, which may be others one day: part of `request.json`."""
+    return {"sampler": spec, "sampler_in_full": full_spec("sampling", spec)}
 
 
 def describe_chain(request: Request) -> dict[str, Any]:
@@ -53,8 +53,15 @@ def as_begun(directory: Path, description: Mapping[str, object]) -> Mapping[str,
     before = files.read_json(path) if path.exists() and any(directory.glob("*.png")) else None
     if not isinstance(before, Mapping):
         return description
+    begun = before.get("sampler_in_full", before.get("sampler"))  # without it: a set from before there was such a word
+    description = dict(description)
+    full = description.get("sampler_in_full")
+    is_same_sampler = _same("sampling", [begun], [full])
+    if is_same_sampler and "sampler_in_full" not in before:
+        del description["sampler_in_full"]
     same = {
-        "sampler": _same("sampling", [before.get("sampler")], [description.get("sampler")]),
+        "sampler": is_same_sampler,
+        "sampler_in_full": is_same_sampler and "sampler_in_full" in before,
         "guidance": _same("guidance", before.get("guidance"), description.get("guidance")),
         "grid": "grid" in before and "grid" in description and before.get("timesteps") == description.get("timesteps"),
     }
