@@ -184,6 +184,13 @@ def test_evaluations_that_a_rule_cannot_have_are_refused_before_anything_is_trai
         Samplers(reference=1001).run(tmp_path)
 
 
+@pytest.mark.parametrize("more", [{"seeds": 4}, {"evaluations": (5, 8)}, {"reference": 100}])
+def test_more_of_it_keeps_what_is_measured(more):
+    keys = [{trial.key for trial in Samplers(**choice).trials()} for choice in ({"evaluations": (5,)}, more, {"num": 9})]
+    assert keys[0] & keys[1] == {key for key in keys[0] if more.get("reference") is None or "_ddpm_250" not in key}
+    assert not keys[0] & keys[2]
+
+
 @pytest.mark.parametrize(
     ("mode", "weight", "network"),
     [("classifier-free", 1.5, 18.0), ("unguided", 1.5, 9.0), ("classifier-free", 1.0, 9.0)],

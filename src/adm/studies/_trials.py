@@ -14,7 +14,7 @@ from adm.runtime.distributed import World
 from adm.runtime.errors import DamagedError, StoppedError
 from adm.runtime.text import shown_path
 
-__all__ = ["Summary", "Trial", "run_trials", "summaries"]
+__all__ = ["Summary", "Trial", "run_trials", "summaries", "without"]
 
 Values = Mapping[str, float]
 
@@ -32,6 +32,14 @@ class Trial:
         """A name for its files; another recipe has another one."""
         digest = hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.variant}-{self.seed}-{digest}"
+
+
+def without(settings: Mapping[str, object], *names: str) -> dict[str, object]:
+    """A study's settings for the recipes of its trials: not those that say which trials there are.
+
+    So a study that is asked for one seed more measures that seed alone.
+    """
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 @dataclass(frozen=True)

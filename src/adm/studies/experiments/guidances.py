@@ -18,7 +18,7 @@ from adm.studies._machine import machine
 from adm.studies._quality_plots import ErrorCurve, ErrorPanel, error_curves
 from adm.studies._report import Column, Figure, Report, Row, Table, markdown, text_table, write_report
 from adm.studies._seconds import interleaved
-from adm.studies._trials import Summary, Trial, run_trials, summaries
+from adm.studies._trials import Summary, Trial, run_trials, summaries, without
 from adm.studies.experiments._link_seconds import cost_table, stored_seconds
 from adm.studies.experiments._ways import NONE, WAYS, Others, read_variant, variant
 from adm.studies.generate import Request, batches, prepare
@@ -113,7 +113,7 @@ class Guidances:
         return self.report(out, found, seconds, view.real(self.num)) if world.rank == 0 else (out, "")
 
     def trials(self, seconds: Mapping[str, float]) -> list[Trial]:
-        made_by = asdict(self) | {"budgets": None, "models": None, "rounds": None}
+        made_by = without(asdict(self), "seeds", "budgets", "models", "rounds")
         return [
             Trial(
                 variant(name, strength, budget),

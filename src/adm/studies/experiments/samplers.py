@@ -23,7 +23,7 @@ from adm.studies._digit_models import ACCURACY, FD, HELD_OUT, PRECISION, RECALL,
 from adm.studies._machine import machine
 from adm.studies._quality_plots import ErrorCurve, ErrorPanel, error_curves
 from adm.studies._report import Column, Figure, Report, Row, Table, markdown, text_table, write_report
-from adm.studies._trials import Summary, Trial, run_trials, summaries
+from adm.studies._trials import Summary, Trial, run_trials, summaries, without
 from adm.studies.experiments._rules import GRIDS, REFERENCE, RULES
 from adm.studies.generate import prepare
 
@@ -122,8 +122,9 @@ class Samplers:
         sets = [(REFERENCE, RULES[REFERENCE], self.reference)]
         sets += [(name, rule, num) for num in self.evaluations for name, rule in RULES.items()]
         sets += [(name, rule, GRID_EVALUATIONS) for name, rule in GRIDS.items()]
+        made_by = without(asdict(self), "seeds", "evaluations", "reference")
         return [
-            Trial(variant(mode, name, num), seed, [mode, name, rule.spec, rule.grid, num, asdict(self), seed])
+            Trial(variant(mode, name, num), seed, [mode, name, rule.spec, rule.grid, num, made_by, seed])
             for seed in range(self.seeds)
             for mode in MODES
             for name, rule, num in dict.fromkeys(sets)

@@ -24,7 +24,7 @@ from adm.studies._judge import digits_judge
 from adm.studies._machine import machine
 from adm.studies._plots import Dots, dot_plot
 from adm.studies._report import Column, Figure, Report, Row, Table, markdown, text_table, write_report
-from adm.studies._trials import Summary, Trial, run_trials, summaries
+from adm.studies._trials import Summary, Trial, run_trials, summaries, without
 from adm.studies.generate import batches, prepare
 from adm.training.config import DataConfig, DiffusionTraining, LoopConfig, OptimizerConfig, TrainConfig
 from adm.training.run import Progress, train
@@ -118,8 +118,9 @@ class TrainingChoices:
         judge = digits_judge(out, JUDGE_STEPS, 0) if world.rank == 0 else None
         world.wait("the judge")
         judge = judge or digits_judge(out, JUDGE_STEPS, 0)
+        made_by = without(asdict(self), "seeds")
         trials = [
-            Trial(name, seed, [name, list(VARIANTS[name].settings), VARIANTS[name].weights, asdict(self), seed])
+            Trial(name, seed, [name, list(VARIANTS[name].settings), VARIANTS[name].weights, made_by, seed])
             for name in VARIANTS
             for seed in range(self.seeds)
         ]
@@ -166,7 +167,7 @@ class TrainingChoices:
         """The directory of the run that is sampled; variants that only sample other weights share it."""
         settings = VARIANTS[trial.variant].settings
         run = next(name for name, variant in VARIANTS.items() if variant.settings == settings)
-        return Trial(run, trial.seed, [list(settings), asdict(self)]).key
+        return Trial(run, trial.seed, [list(settings), without(asdict(self), "seeds", "num", "sample_steps")]).key
 
     def config(self, variant: Variant, seed: int) -> TrainConfig:
         network = UNetConfig(
