@@ -8,8 +8,8 @@ import adm
 from adm.checkpoints.presets import PRESETS, Recommended, find_preset
 from adm.runtime.errors import DamagedError, UsageError
 from adm.studies.choices import choose, full_spec
-from adm.studies.generate import prepare_named
 from adm.studies.named_models import require_presets
+from adm.studies.request import prepare_named
 
 # Model: classifier, scale with 250 steps of DDPM, scale with 25 of DDIM, as the released commands have them.
 GUIDED = {

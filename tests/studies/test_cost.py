@@ -10,7 +10,8 @@ from torch import nn
 
 import adm
 from adm.studies._cost import Cost, cost_text, counted, models_in
-from adm.studies.generate import batches, prepare
+from adm.studies.generate import batches
+from adm.studies.request import prepare
 
 
 class Net(nn.Module):

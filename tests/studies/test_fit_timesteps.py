@@ -13,7 +13,7 @@ from adm.sampling import timesteps_for
 from adm.sampling._fitted import fit_timesteps, jump_errors
 from adm.studies._chains import FittedGrid, chain_for, read_grid, write_grid
 from adm.studies.experiments.fit_timesteps import FitTimesteps
-from adm.studies.generate import prepare_named
+from adm.studies.request import prepare_named
 
 GRID = FittedGrid(
     "fitted timesteps", (0.0, 3.25, 700.1), ScheduleConfig("cosine", 1000), "step-00000004", "0" * 64, (), (),

@@ -9,7 +9,8 @@ from adm.nn import ClassifierConfig, EncoderClassifier, UNet, UNetConfig
 from adm.runtime.errors import DamagedError, UsageError
 from adm.sampling import timesteps_for
 from adm.studies._cost import models_in
-from adm.studies.generate import Request, batches, prepare, prepare_named, resolve_labels
+from adm.studies.generate import batches, resolve_labels
+from adm.studies.request import Request, prepare, prepare_named
 
 TRUNK = {
     "in_channels": 2,

@@ -21,7 +21,8 @@ from adm.studies.experiments import _ways
 from adm.studies.experiments._link_seconds import stored_seconds
 from adm.studies.experiments.guidances import Guidances
 from adm.studies.experiments.samplers import GRIDS, REFERENCE, RULES, Samplers, variant
-from adm.studies.generate import batches, prepare
+from adm.studies.generate import batches
+from adm.studies.request import prepare
 from processes import Job
 from tiny_runs import NETWORK
 
@@ -186,7 +187,9 @@ def test_evaluations_that_a_rule_cannot_have_are_refused_before_anything_is_trai
 
 @pytest.mark.parametrize("more", [{"seeds": 4}, {"evaluations": (5, 8)}, {"reference": 100}])
 def test_more_of_it_keeps_what_is_measured(more):
-    keys = [{trial.key for trial in Samplers(**choice).trials()} for choice in ({"evaluations": (5,)}, more, {"num": 9})]
+    keys = [
+        {trial.key for trial in Samplers(**choice).trials()} for choice in ({"evaluations": (5,)}, more, {"num": 9})
+    ]
     assert keys[0] & keys[1] == {key for key in keys[0] if more.get("reference") is None or "_ddpm_250" not in key}
     assert not keys[0] & keys[2]
 

@@ -20,7 +20,7 @@ from adm.checkpoints.presets import find_preset
 from adm.data import SampleSet, to_model_range, write_npz
 from adm.nn import ClassifierConfig, EncoderClassifier, UNet, UNetConfig
 from adm.runtime.errors import DataError, UsageError
-from adm.studies.generate import prepare, prepare_named
+from adm.studies.request import prepare, prepare_named
 from adm.studies.small_images import of_array, open_small
 from adm.studies.upsample import check_small, labels_of, trained_size, upsample
 from adm.training.upsampling import low_res_of

@@ -13,7 +13,7 @@ import adm
 from adm.checkpoints.format import load
 from adm.checkpoints.model_document import ScheduleConfig
 from adm.nn import UNet, UNetConfig
-from adm.studies.generate import prepare_named
+from adm.studies.request import prepare_named
 from adm.studies.upsample import trained_size, upsample
 from adm.training.config import DataConfig, LoopConfig, OptimizerConfig, UpsamplerTraining
 from adm.training.run import new_model, train

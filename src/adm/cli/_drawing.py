@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adm.studies.generate import Batch, Request
+    from adm.studies.generate import Batch
+    from adm.studies.request import Request
 
 __all__ = ["Drawing"]
 

@@ -10,7 +10,7 @@ import tyro
 from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings, components_table
 
 if TYPE_CHECKING:
-    from adm.studies.generate import Request
+    from adm.studies.request import Request
 
 COMMANDS: dict[str, type] = {}
 
@@ -76,8 +76,9 @@ class Sample:
         from adm.cli._progress import say
         from adm.runtime.config import override
         from adm.runtime.device import pick_device
-        from adm.studies.generate import check_seeds, prepare_named, resolve_labels
+        from adm.studies.generate import check_seeds, resolve_labels
         from adm.studies.labels import parse_labels
+        from adm.studies.request import prepare_named
 
         settings = override(SampleSettings(), self.set)
         check_weights(settings.weights)

@@ -11,7 +11,7 @@ from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings,
 from adm.cli.sample import SampleSettings
 
 if TYPE_CHECKING:
-    from adm.studies.generate import Request
+    from adm.studies.request import Request
     from adm.studies.small_images import SmallImages
 
 COMMANDS: dict[str, type] = {}
@@ -76,8 +76,9 @@ class Upsample:
         from adm.cli._progress import bar, say
         from adm.runtime.config import override
         from adm.runtime.device import pick_device
-        from adm.studies.generate import check_seeds, prepare_named
+        from adm.studies.generate import check_seeds
         from adm.studies.labels import parse_labels
+        from adm.studies.request import prepare_named
         from adm.studies.small_images import check_there, open_small
         from adm.studies.upsample import channels_of, check_small, labels_of
 

@@ -25,7 +25,8 @@ from adm.runtime.distributed import World
 from adm.studies._cost import counted
 from adm.studies._judge import digits_judge
 from adm.studies._trials import Trial, run_trials
-from adm.studies.generate import Request, batches
+from adm.studies.generate import batches
+from adm.studies.request import Request
 from adm.training.config import (
     ClassifierTraining,
     DataConfig,

@@ -21,7 +21,6 @@ from adm.runtime.text import num_bytes, shown_path
 from adm.studies._plan_probe import STEPS, WARM_UP, ProbeFailed, probe_sampling
 from adm.studies._resolve import resolver
 from adm.studies.choices import choose
-from adm.studies.generate import Request, prepare
 from adm.studies.named_models import (
     as_diffusion,
     load_classifier,
@@ -31,6 +30,7 @@ from adm.studies.named_models import (
     refuse_other_kind,
 )
 from adm.studies.plan import PATIENCE, TRIES, USABLE, memory_left
+from adm.studies.request import Request, prepare
 
 __all__ = ["SamplingPlan", "open_request", "plan_sampling"]
 

@@ -36,8 +36,9 @@ from adm.runtime.errors import DamagedError, StoppedError
 from adm.runtime.text import shown_path
 from adm.studies._demo_report import write_demo_report
 from adm.studies._judge import digits_judge
-from adm.studies.generate import batches, prepare
+from adm.studies.generate import batches
 from adm.studies.likelihood import measure_likelihood
+from adm.studies.request import prepare
 from adm.training.config import ClassifierTraining, DataConfig, DiffusionTraining, LoopConfig, OptimizerConfig
 from adm.training.run import Progress, train
 

@@ -13,7 +13,7 @@ from adm.runtime.errors import UsageError
 from adm.runtime.text import one_line, shown_path
 from adm.studies._resolve import nested_options, unwrapped
 from adm.studies.choices import full_spec
-from adm.studies.generate import Request
+from adm.studies.request import Request
 
 __all__ = ["as_begun", "describe_chain", "describe_sampler", "describe_weights", "refuse_newer_checkpoint"]
 

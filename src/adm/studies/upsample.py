@@ -20,8 +20,9 @@ from adm.runtime.errors import DataError, UsageError
 from adm.runtime.text import one_line, shown_path
 from adm.sampling import Sampler
 from adm.studies.choices import choose
-from adm.studies.generate import Request, batches, check_seeds, prepare, prepare_named, resolve_labels
+from adm.studies.generate import batches, check_seeds, resolve_labels
 from adm.studies.labels import class_number
+from adm.studies.request import Request, prepare, prepare_named
 from adm.studies.small_images import SmallImages, of_array, open_small
 
 __all__ = ["channels_of", "check_small", "labels_of", "trained_size", "upsample"]

@@ -24,7 +24,8 @@ from adm.studies._machine import machine
 from adm.studies._report import Column, Figure, Report, Row, Table, text_table, write_report
 from adm.studies._resolve import unwrapped
 from adm.studies._trials import Trial, Values, run_trials
-from adm.studies.generate import Request, prepare_named, resolve_labels
+from adm.studies.generate import resolve_labels
+from adm.studies.request import Request, prepare_named
 
 __all__ = ["FitTimesteps"]
 

@@ -21,7 +21,8 @@ from adm.studies._seconds import interleaved
 from adm.studies._trials import Summary, Trial, run_trials, summaries, without
 from adm.studies.experiments._link_seconds import cost_table, stored_seconds
 from adm.studies.experiments._ways import NONE, WAYS, Others, read_variant, variant
-from adm.studies.generate import Request, batches, prepare
+from adm.studies.generate import batches
+from adm.studies.request import Request, prepare
 
 __all__ = ["Guidances"]
 

@@ -25,7 +25,7 @@ from adm.studies._quality_plots import ErrorCurve, ErrorPanel, error_curves
 from adm.studies._report import Column, Figure, Report, Row, Table, markdown, text_table, write_report
 from adm.studies._trials import Summary, Trial, run_trials, summaries, without
 from adm.studies.experiments._rules import GRIDS, REFERENCE, RULES
-from adm.studies.generate import prepare
+from adm.studies.request import prepare
 
 __all__ = ["Samplers"]
 

@@ -25,7 +25,8 @@ from adm.studies._machine import machine
 from adm.studies._plots import Dots, dot_plot
 from adm.studies._report import Column, Figure, Report, Row, Table, markdown, text_table, write_report
 from adm.studies._trials import Summary, Trial, run_trials, summaries, without
-from adm.studies.generate import batches, prepare
+from adm.studies.generate import batches
+from adm.studies.request import prepare
 from adm.training.config import DataConfig, DiffusionTraining, LoopConfig, OptimizerConfig, TrainConfig
 from adm.training.run import Progress, train
 
