@@ -5,46 +5,17 @@ import math
 
 import pytest
 import torch
-from scipy.integrate import quad
 
 import adm
+from odes import UNEVEN, Polynomial, no_noise
 
 F64 = torch.float64
-CHAIN = adm.Chain(adm.linear(1000), [980.0, 820.5, 700.0, 510.0, 400.0, 260.0], end=150)
-"""Steps of many lengths, which end at noise."""
-
-
-class Polynomial:
-    """Believes in an x_0 that is a polynomial in lambda, whatever x_t is."""
-
-    schedule = CHAIN.schedule
-
-    def __init__(self, *coefficients):
-        self.coefficients = coefficients
-
-    def at(self, lam):
-        return sum(c * lam**k for k, c in enumerate(self.coefficients))
-
-    def __call__(self, x_t, t, cond=adm.Condition()):
-        alpha, sigma = self.schedule.alpha_sigma(t, x_t)
-        x0 = self.at((alpha / sigma).log()).expand(x_t.shape)
-        return adm.Prediction(x_t, x0, alpha, sigma, torch.zeros((), dtype=F64))
-
-    def exact_step(self, x_t, link):
-        """The solution of the ODE along the link (Lu et al. 2022b, Proposition 4.1), integrated by scipy."""
-        low, high = (math.log(float(a / s)) for a, s in ((link.alpha, link.sigma), (link.alpha_s, link.sigma_s)))
-        integral, _ = quad(lambda lam: math.exp(lam) * self.at(lam), low, high, epsabs=0, epsrel=1e-12)
-        return float(link.sigma_s) * (x_t / float(link.sigma) + integral)
-
-
-def no_noise(draw):
-    raise AssertionError("this rule draws nothing")
 
 
 def walk(rule, denoiser, replace=None):
     """(link, where the step left from, what it predicted) of each step; replace: i, x_s -> what comes in its place."""
     x, state, steps = torch.full((1, 1, 1, 1), 0.7, dtype=F64), rule.init(), []
-    for i, link in enumerate(CHAIN):
+    for i, link in enumerate(UNEVEN):
         x_s, state = rule.step(denoiser, x, link, no_noise, state)
         steps.append((link, state.x_t, x_s))
         x = x_s if replace is None else replace(i, x_s)
@@ -71,7 +42,7 @@ def test_unip_3_is_exact_for_a_parabola():
 @pytest.mark.parametrize("b", ["bh1", "bh2"])
 def test_unip_2_has_half_of_b_for_the_slope(b):
     """x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h) x_0 + alpha_s B(h) / 2 (x_0 - x_0') / r, r = h' / h."""
-    denoiser, lam = Polynomial(0.3, -0.5, 0.8), [math.log(float(link.alpha / link.sigma)) for link in CHAIN]
+    denoiser, lam = Polynomial(0.3, -0.5, 0.8), [math.log(float(link.alpha / link.sigma)) for link in UNEVEN]
     steps = walk(adm.UniPC(2, b, reach=math.inf), denoiser)
     for i in (1, 2, 3):
         link, start, predicted = steps[i]
@@ -95,7 +66,7 @@ def test_what_takes_the_place_of_an_end_is_not_corrected(order):
     def ends(x_T):
         x = torch.full((1, 1, 1, 1), x_T, dtype=F64)
         return adm.sample(
-            denoiser, CHAIN, rule, None, x.shape, x=x, on_step=lambda event: put if event.i == 2 else None
+            denoiser, UNEVEN, rule, None, x.shape, x=x, on_step=lambda event: put if event.i == 2 else None
         )
 
     assert torch.equal(ends(0.7), ends(-3.0))
@@ -104,7 +75,7 @@ def test_what_takes_the_place_of_an_end_is_not_corrected(order):
 def test_watching_is_not_taking_the_place():
     denoiser, x = Polynomial(0.3, -0.5, 0.8), torch.full((1, 1, 1, 1), 0.7, dtype=F64)
     plain, watched = (
-        adm.sample(denoiser, CHAIN, adm.UniPC(), None, x.shape, x=x, on_step=on_step)
+        adm.sample(denoiser, UNEVEN, adm.UniPC(), None, x.shape, x=x, on_step=on_step)
         for on_step in (None, lambda event: event.x_s)
     )
     assert torch.equal(plain, watched)
