@@ -1,19 +1,16 @@
 """No image, whatever is in it, makes looking at it crash, hang or take memory; and each is what it is."""
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("hostile_images.py")
-spec = importlib.util.spec_from_file_location("hostile_images", SCRIPT)
-hostile = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hostile)
+import hostile_images as hostile
+
+SCRIPT = hostile.__file__
 
 MAX_EXTRA_BYTES = 1e9
 MAX_MEAN_SECONDS = 0.05
@@ -25,7 +22,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the files are
 def looked_at(root, tmp_path):
     environment = os.environ | {"ADM_CACHE": str(tmp_path / "cache")}
     run = subprocess.run(
-        [sys.executable, str(SCRIPT), str(root)], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, SCRIPT, str(root)], capture_output=True, text=True, check=True, env=environment
     )
     assert run.stderr == ""
     return json.loads(run.stdout)

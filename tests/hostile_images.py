@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
 import signal
 import socket
 import struct
@@ -24,6 +23,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from mutations import changed, end_hangs, flipped, forget_peak, peak
 
 SECONDS = 20
 RNG = np.random.RandomState(3)
@@ -62,10 +63,6 @@ def png(*chunks: bytes) -> bytes:
 
 def grey_rows(width: int, height: int) -> bytes:
     return chunk(b"IDAT", zlib.compress((b"\0" + bytes(width)) * height))
-
-
-def flipped(data: bytes, at: int, bit: int = 0) -> bytes:
-    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
 
 
 def behind_header(data: bytes, *chunks: bytes) -> bytes:
@@ -328,28 +325,8 @@ def mutated(num: int, seed: int = 0) -> dict[str, bytes]:
         name, data = originals[k % len(originals)]
         # Half of the changes fall on the beginning, which describes the rest.
         at = rng.randint(len(data)) if k % 2 else rng.randint(min(len(data), 200))
-        made[f"{k:04d}-{name}"] = _changed(data, at, (k // len(originals)) % 7, rng)
+        made[f"{k:04d}-{name}"] = changed(data, at, (k // len(originals)) % 7, rng)
     return made
-
-
-def _changed(data: bytes, at: int, kind: int, rng: np.random.RandomState) -> bytes:
-    length = rng.randint(1, 40)
-    noise = rng.bytes(length)
-    match kind:
-        case 0:
-            return flipped(data, at, rng.randint(8))
-        case 1:
-            return (data[:at] + noise + data[at + length :])[: len(data)]
-        case 2:
-            return data[:at]
-        case 3:
-            return data[:at] + data[at + length :]
-        case 4:
-            return data[:at] + noise + data[at:]
-        case 5:
-            return data[:at] + data[max(0, at - length) :]
-        case _:
-            return data[:at] + b"\xff" * 4 + data[at + 4 :]
 
 
 def repaired(data: bytes) -> bytes:
@@ -393,34 +370,14 @@ def before_training(root: Path) -> dict[str, Any]:
     return {"images": list(folder.paths), "bad": folder.bad, "finite": bool(images.isfinite().all())}
 
 
-def _forget_peak() -> int:
-    """The memory of the process now; where the system can, the peak starts again from there."""
-    if not Path("/proc/self/clear_refs").exists():
-        return _peak()
-    Path("/proc/self/clear_refs").write_text("5")
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def _peak() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def main() -> None:
     from adm.data._file_tree import FolderTree
 
     warnings.simplefilter("ignore")  # what Pillow remarks, as the command line leaves it out
     root = Path(sys.argv[1])
     tree = FolderTree(root)
-    before = _forget_peak()
-
-    def hangs(*_: object) -> None:
-        raise TimeoutError("it hangs")
-
-    signal.signal(signal.SIGALRM, hangs)
+    before = forget_peak()
+    end_hangs()
     verdicts = {}
     with tree.opened() as read:
         for name in sorted(tree.listing.top + tree.listing.below):
@@ -429,7 +386,7 @@ def main() -> None:
     signal.alarm(20 * SECONDS)
     scanned = before_training(root)
     signal.alarm(0)
-    json.dump({"peak": _peak() - before, "verdicts": verdicts, "scan": scanned}, sys.stdout)
+    json.dump({"peak": peak() - before, "verdicts": verdicts, "scan": scanned}, sys.stdout)
 
 
 if __name__ == "__main__":

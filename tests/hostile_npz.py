@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import signal
 import struct
 import sys
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mutations import changed, end_hangs, forget_peak, patched, peak
 
 SECONDS = 10
 DATA, DAMAGED = 3, 4
@@ -75,10 +76,6 @@ def npz(images: bytes | None = None, method: int = zipfile.ZIP_STORED, **more: A
     entries = [("arr_0.npy", npy() if images is None else images)]
     entries += [(f"{name}.npy", a if isinstance(a, bytes) else npy(a)) for name, a in more.items()]
     return archive(entries, method)
-
-
-def patched(data: bytes, at: int, new: bytes) -> bytes:
-    return data[:at] + new + data[at + len(new) :]
 
 
 def directory_of(data: bytes) -> int:
@@ -304,28 +301,8 @@ def mutated(num: int, seed: int = 0) -> dict[str, bytes]:
         name, data = originals[k % len(originals)]
         # Half of the changes fall on what describes the contents, which is the smaller part.
         at = rng.randint(len(data)) if k % 2 else len(data) - 1 - rng.randint(min(len(data), 400))
-        made[f"{name}-{k}"] = _changed(data, at, (k // len(originals)) % 7, rng)
+        made[f"{name}-{k}"] = changed(data, at, (k // len(originals)) % 7, rng)
     return made
-
-
-def _changed(data: bytes, at: int, kind: int, rng: np.random.RandomState) -> bytes:
-    length = rng.randint(1, 40)
-    noise = rng.bytes(length)
-    match kind:
-        case 0:
-            return patched(data, at, bytes([data[at] ^ 1 << rng.randint(8)]))
-        case 1:
-            return patched(data, at, noise[: len(data) - at])
-        case 2:
-            return data[:at]
-        case 3:
-            return data[:at] + data[at + length :]
-        case 4:
-            return data[:at] + noise + data[at:]
-        case 5:
-            return data[:at] + data[max(0, at - length) :]
-        case _:
-            return patched(data, at, b"\xff" * min(4, len(data) - at))
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -356,34 +333,17 @@ def outcome(path: Path) -> dict[str, Any]:
     return result | {"seconds": time.perf_counter() - started}
 
 
-def _forget_peak() -> int:
-    """The memory of the process now; where the system can, the peak starts again from there."""
-    if not Path("/proc/self/clear_refs").exists():
-        return _peak()
-    Path("/proc/self/clear_refs").write_text("5")
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def _peak() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def main() -> None:
     import adm.data  # noqa: F401  the program's own memory
 
-    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("it hangs")))
-    before = _forget_peak()
+    end_hangs()
+    before = forget_peak()
     outcomes = {}
     for line in sys.stdin.read().splitlines():
         signal.alarm(SECONDS)
         outcomes[Path(line).stem] = outcome(Path(line))
         signal.alarm(0)
-    peak = _peak() - before
-    json.dump({"peak": peak, "outcomes": outcomes}, sys.stdout)
+    json.dump({"peak": peak() - before, "outcomes": outcomes}, sys.stdout)
 
 
 if __name__ == "__main__":
