@@ -179,6 +179,6 @@ def test_the_real_shapes_make_an_image_from_one_command(tmp_path, monkeypatch, a
     images, request, result = sampled(adm_command, tmp_path / "s", *words)
     assert result.err.splitlines()[0] == "adm: using openai/imagenet64-classifier, scale 1.0 (the released settings)"
     assert (images.shape, images.dtype) == ((1, 64, 64, 3), np.uint8) and images.std() > 0
-    assert request["guidance"] == ["classifier:classifier=openai/imagenet64-classifier,scale=1.0"]
+    assert request["guidance"] == ["classifier:classifier=openai/imagenet64-classifier,scale=1.0,temperature=1.0"]
     for file in made:
         file.unlink()

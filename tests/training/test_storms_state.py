@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from adm.checkpoints import format as checkpoint_format
+from adm.cli._parsing import parse
 from adm.diffusion.losses import LossTerms
 from adm.runtime.errors import AdmError
 from adm.training.trainer import Trainer
@@ -268,11 +271,25 @@ def test_what_is_not_finite_at_any_of_twenty_steps_is_named_and_never_written(tm
 # ---- the world around -----------------------------------------------------------------------------
 
 
+def undrawn(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, with random's generator put back: tyro draws from it to check itself, under pytest alone."""
+
+    def call(*args: Any) -> Any:
+        state = random.getstate()
+        try:
+            return function(*args)
+        finally:
+            random.setstate(state)
+
+    return call
+
+
 @pytest.mark.slow
 def test_a_hundred_steps_and_samples_leave_the_global_generators_as_they_were(
-    adm_command: Command, tmp_path: Path
+    adm_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of what commands import, rich draws when it is imported; commands draw nothing. Training itself: test_run.py."""
+    monkeypatch.setattr("adm.cli.main.parse", undrawn(parse))
     words = ["train", "diffusion", "--data", "digits", "--batch", "4", "--device", "cpu", *TINY, "--out"]
     images = ["sample", tmp_path / "run", "--steps", "4", "--device", "cpu", "--out"]
     assert adm_command(*words, tmp_path / "run", "--steps", "2").code == 0

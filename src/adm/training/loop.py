@@ -193,17 +193,18 @@ class RunLoop:
             checkpoint_format.save(directory, tensors=trainer.tensors(), documents=documents)
         except DivergedError as error:
             raise DivergedError(f"step {trainer.step}: {error} {self.last_good()}") from None
+        before, self.saved_step = self.saved_step, trainer.step
         try:
             checkpoint_format.retain(checkpoints, self.config.loop.keep)
         except DamagedDirectoryError as error:
-            then = f"run the same command again: it goes on from step {self.saved_step}."
-            if self.saved_step is None:
+            self.saved_step = before
+            then = f"run the same command again: it goes on from step {before}."
+            if before is None:
                 then = f"choose another --out. {self.last_good()}"
             raise DamagedError(
                 f"{shown_path(directory)} was written and reads back damaged ({error.reason}). Check the disk and the "
                 f"memory, then {then}"
             ) from error
-        self.saved_step = trainer.step
 
     def save_snapshot(self) -> None:
         assert self.lock is not None
