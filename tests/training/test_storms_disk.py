@@ -33,10 +33,7 @@ def refused(runs: Runs, out: str, before: Callable[[], object], cause: str, numb
         if not re.search(cause, problem) or not re.search(numbers, problem) or f"/{out}/" not in problem:
             wrong.append(f"said: {problem}")
         # One in its place whose directory could not be synced may be gone after a power failure: the one before counts.
-        unsure = (
-            step is not None
-            and f"cannot write {runs.root / out / 'checkpoints' / checkpoint_format.step_name(step)}: " in problem
-        )
+        unsure = f"cannot write {runs.root / out}/checkpoints/{checkpoint_format.step_name(step or 0)}: " in problem
         sure = f"The last checkpoint is step {step - 2 if unsure and step else step}."
         if sure not in problem and "cannot lock" not in problem:
             wrong.append(f"names another checkpoint than step {step}: {problem}")
