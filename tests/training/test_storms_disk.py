@@ -88,7 +88,7 @@ def disk_storm(root: Path, trials: int, fsyncs: int) -> dict[str, Any]:
             mounted.grow()
             note("tmpfs", how, wrong + goes_on(runs, "run"))
     for i in range(trials):
-        limit = 600 + i * largest // trials
+        limit = 1200 + i * largest // trials  # what a trial says goes to a file too
         trial("limit", lambda limit=limit: limit_files(limit), r"File too large \(limit ", BYTES)  # type: ignore[misc]
     syncs = sync_operations(runs)
     for at in syncs[:: max(1, len(syncs) // fsyncs)]:
