@@ -26,6 +26,7 @@ from adm.cli.main import commands, main
 from adm.nn import ClassifierConfig, EncoderClassifier, UNet, UNetConfig
 from adm.runtime import lookup
 from adm.runtime.config import override
+from adm.runtime.options import option_groups
 from adm.studies.choices import choose
 from adm.studies.named_models import named_preset
 
@@ -249,6 +250,36 @@ def everything() -> dict[str, list[Any]]:
             for inner in inner_names(value):
                 found.setdefault(inner, []).append(value)
     return found
+
+
+def option_rows(room: str) -> list[str]:
+    """The table of a room's options as Markdown: what docs and docstrings, and so --help, have in common."""
+    rows = []
+    for name in lookup.available(room):
+        for options, meaning in option_groups(lookup.find(room, name)):
+            written = ", ".join(f"`{option}`" for option in options)
+            rows.append(f"| `{name}` | {written} | {meaning.replace('|', chr(92) + '|')} |")
+    return rows
+
+
+@pytest.mark.parametrize("room", ["sampling", "guidance", "studies.experiments"])
+def test_every_option_has_a_meaning(room: str) -> None:
+    """A sentence of the component's docstring that begins with the option's name."""
+    unexplained = [
+        f"{name}: {', '.join(options)}"
+        for name in lookup.available(room)
+        for options, meaning in option_groups(lookup.find(room, name))
+        if not meaning
+    ]
+    assert not unexplained
+
+
+@pytest.mark.parametrize(("room", "page"), [("sampling", "sampling.md"), ("guidance", "guidance.md")])
+def test_the_table_of_options_says_what_the_docstrings_say(room: str, page: str) -> None:
+    """The same rows in the same order, so that one is copied from the other: adm sample --guidance NAME --help."""
+    text = (ROOT / "docs" / page).read_text()
+    table = text.partition("| option | meaning |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    assert table == "\n".join(option_rows(room))
 
 
 @pytest.mark.parametrize(("room", "page"), [("sampling", "add-a-sampler.md"), ("guidance", "add-a-guidance.md")])

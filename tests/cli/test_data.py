@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adm.data import open_dataset
 from adm.data.pack import Pack
+from adm.runtime.errors import DataError
+from conftest import TINY
 
 
 @pytest.fixture
@@ -36,7 +39,8 @@ def test_bad_images_are_all_listed_and_the_code_is_3(photos, adm_command):
         (photos / f"photos/dog/{k}.png").write_bytes(b"")
     result = adm_command("data", "check", "photos")
     assert result.code == 3 and "3 of 6 images cannot be read, such as 'dog/0.png' (empty file)" in result.problem
-    assert all(f"dog/{k}.png: empty file" in result.out for k in range(3)) and "3 images (folder)" in result.out
+    assert all(f"dog/{k}.png: empty file" in result.out for k in range(3))
+    assert "6 images (folder), 3 of them unreadable" in result.out and "are left out" not in result.out
 
 
 def test_bad_images_in_shards_are_refused_too(photos, adm_command):
@@ -64,9 +68,29 @@ def test_bad_images_are_left_out_of_a_pack_on_request_only(photos, adm_command):
     (photos / "photos/dog/1.png").write_bytes(b"")
     refused = adm_command("data", "pack", "photos", "packed", "--image-size", "8")
     assert refused.code == 3 and "dog/1.png" in refused.last and not (photos / "packed").exists()
+    assert refused.last.endswith("repair or remove, or leave out with --skip-bad.")
     taken = adm_command("data", "pack", "photos", "packed", "--image-size", "8", "--skip-bad")
     assert taken.code == 0 and "(5 images, " in taken.out and "left out" in taken.err
     assert any("left out" in note for note in Pack("packed").notes)
+
+
+def test_who_meets_unreadable_images_is_told_the_way_that_is_open_where_he_is(photos, adm_command):
+    """Flags of one command are no flags of another; a way that is named works."""
+    (photos / "photos/dog/1.png").write_bytes(b"")
+    train = ["train", "diffusion", "--data", "photos", "--out", "run", "--steps", 1, "--batch", 2, "--device", "cpu"]
+    train += ["--set", "loop.sample_every=none"]
+    refused = adm_command(*train, "--image-size", "8x12", *TINY)
+    assert refused.code == 3 and refused.last.endswith("or remove, or leave out with --set data.skip_bad=true.")
+    taken = adm_command(*train, "--image-size", "8x12", *TINY, "--set", "data.skip_bad=true")
+    assert taken.code == 0 and "1 unreadable image is left out (17 %): 'dog/1.png' (empty file)" in taken.err
+    on_digits = ["train", "diffusion", "--data", "digits", "--out", "other", "--steps", 1, "--device", "cpu"]
+    refused = adm_command(*on_digits, *TINY, "--set", "data.validation=photos")
+    assert refused.code == 3 and refused.last.endswith("or remove, or leave out with --set data.skip_bad=true.")
+    refused = adm_command("likelihood", "run", "photos", "--device", "cpu")
+    assert refused.code == 3 and refused.last.endswith("'dog/1.png' (empty file): repair or remove.")
+    with pytest.raises(DataError, match=r"repair or remove, or leave out with skip_bad=True$"):
+        open_dataset("photos")
+    assert len(open_dataset("photos", skip_bad=True)) == 5
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,79 @@ def test_an_npz_that_is_stopped_says_that_it_starts_again(runs, tmp_path, adm_co
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("signals", "how"), [(1, "stopped after 5"), (2, "interrupted after 4")], ids=["asked", "insisted"]
+)
+def test_stopped_or_interrupted_it_says_how_many_images_are_there(
+    signals, how, runs, tmp_path, adm_command, monkeypatch
+):
+    out = tmp_path / "s"
+    words = ["sample", "model", "--out", out, "--num", 6, "--set", "batch_size=2", *STEPS]
+    assert adm_command(*words).code == 0
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    for k in range(3):  # three of the six are left
+        (out / f"00000{k}.png").unlink()
+    add = SampleSet.add
+
+    def interrupted(self, k, image):
+        if k == 1:
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGINT)
+        add(self, k, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleSet, "add", interrupted)
+        result = adm_command(*words)
+    assert (result.code, result.last) == (75, f"adm: {how} of 6 images; the same command continues.")
+    assert adm_command(*words).code == 0
+    pictures = [name for name in whole if name.endswith(".png")]
+    assert {name: (out / name).read_bytes() for name in pictures} == {name: whole[name] for name in pictures}
+
+
+def test_a_signal_during_the_last_batch_comes_too_late(runs, tmp_path, adm_command, monkeypatch):
+    add = SampleSet.add
+    monkeypatch.setattr(SampleSet, "add", lambda self, k, x: (k == 1 and signal.raise_signal(2), add(self, k, x)))
+    result = adm_command("sample", "model", "--out", tmp_path / "s", "--num", 2, *STEPS)
+    assert (result.code, result.err, len(rows(tmp_path / "s"))) == (0, "", 2)
+
+
+def test_an_interrupted_npz_says_how_many_were_made_in_vain(runs, tmp_path, adm_command, monkeypatch):
+    made = []
+
+    def interrupted(x):
+        made.append(len(x))
+        if len(made) == 2:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return adm.data.to_uint8(x)
+
+    monkeypatch.setattr("adm.studies.generate.to_uint8", interrupted)
+    words = ["sample", "model", "--num", 6, "--set", "batch_size=2", *STEPS, "--out", tmp_path / "x.npz"]
+    result = adm_command(*words)
+    assert (result.code, "interrupted after 2 of 6 images; the same command starts again" in result.problem) == (
+        75,
+        True,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x.png", "X.PNG", "x.jpg", "x.jpeg", "x.webp", "x.GIF"])
+def test_a_pictures_name_is_refused_but_for_a_set_that_has_it_already(name, runs, tmp_path, adm_command):
+    words = ["sample", "model", "--num", 1, *STEPS, "--out"]
+    result = adm_command(*words, tmp_path / name)
+    assert result.code == 2 and "a picture's name, but --out is the name of a directory" in result.problem
+    assert result.problem.endswith(f"Write --out {tmp_path / 'x'}.".replace("/x.", f"/{name[0]}."))
+    assert list(tmp_path.iterdir()) == []
+    assert adm_command(*words, tmp_path / "begun").code == 0
+    (tmp_path / "begun").rename(tmp_path / name)
+    assert adm_command("sample", "model", "--num", 2, *STEPS, "--out", tmp_path / name).code == 0
+
+
+def test_an_npz_may_be_shouted(runs, tmp_path, adm_command):
+    assert adm_command("sample", "model", "--num", 1, *STEPS, "--out", tmp_path / "X.NPZ").code == 0
+    assert np.load(tmp_path / "X.NPZ")["arr_0"].shape == (1, 8, 8, 1)
+
+
 def test_third_party_components_work_by_their_dotted_names(runs, tmp_path, adm_command, monkeypatch):
     package = tmp_path / "lab" / "thirdparty_lab"
     package.mkdir(parents=True)
@@ -462,7 +535,7 @@ def test_a_plain_number_is_recorded_as_ever_and_old_sets_continue(runs, tmp_path
         ("karas:5", "no grid 'karas'; did you mean 'karras'"),
         ("five", "Write 50, sections 10,10,15, ddim25, or a grid"),
         ("nothing.json", "nothing.json: no such file. Give one that adm study fit_timesteps wrote"),
-        ("0", "cannot take 0 of 1000 timesteps"),
+        ("0", "adm: steps 0: cannot take 0 of 1000 timesteps"),
     ],
 )
 def test_steps_that_are_none_are_refused_in_a_line(steps, says, runs, tmp_path, adm_command):
@@ -478,6 +551,21 @@ def test_help_names_every_sampler_and_guidance_that_there_is(adm_command):
             for name in lookup.available(room):
                 claim = (lookup.find(room, name).__doc__ or "").split()[:3]
                 assert re.search(rf"^  {name} +{re.escape(' '.join(claim))}", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(("command", "batch_size"), [("sample", 64), ("upsample", 16)])
+def test_help_says_what_can_be_set_and_what_a_sampler_is_called(command, batch_size, adm_command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = adm_command(command, "--help").out
+    settings = dict(re.findall(r"^  (\w+=\w+): (.+)", text, re.MULTILINE))
+    assert settings == {
+        f"batch_size={batch_size}": "images at once",
+        "weights=ema": "ema, model, or ema-1 and so on of a run with ema.others",
+        "precision=float32": "bfloat16 is autocast around the networks (float32, bfloat16)",
+    }
+    words = re.sub(r"[\s│]+", " ", text)
+    assert "--sampler SPEC A name, with options as name:option=value,option=value, such as ddim:eta=0.3" in words
+    assert "file of adm" not in text
 
 
 def test_steps_that_are_not_given_are_chosen_and_said(runs, tmp_path, adm_command):

@@ -85,6 +85,27 @@ def test_the_flags_are_these_and_each_is_explained(name, adm_command):
     assert (commands()[name].__doc__ or "").splitlines()[0] in text
 
 
+@pytest.mark.parametrize("name", FLAGS)
+def test_no_sentence_of_help_is_cut_short(name, adm_command):
+    """Brackets close within an entry, sources have their years, and no entry ends in an abbreviation."""
+    text = re.sub("[│╭╮╰╯─]", " ", adm_command(*name.split(), "--help").out)
+    for entry in re.split(r"\n(?: *\n|(?= ? ?\S))", text):  # what follows is indented further
+        assert not cuts(" ".join(entry.split())), entry
+
+
+def cuts(entry: str) -> list[str]:
+    """What shows that a sentence is not whole."""
+    found = re.findall(r"\bet al\b(?!\. \d{4})", entry) + re.findall(r"\b(?:Eq|Alg|Fig|e\.g|i\.e)\.?$", entry)
+    for opening, closing in ("()", "[]"):
+        found += [opening] * (entry.count(opening) != entry.count(closing))
+    return found
+
+
+def test_a_sentence_that_is_cut_would_be_noticed():
+    assert cuts("kind: min-snr (Hang et al") and cuts("gamma of Ning et al") and cuts("as in ADM Alg") and cuts("[1, 2")
+    assert not cuts("kind: min-snr (Hang et al. 2023), as in ADM Alg. 2 and in [0, 1]")
+
+
 @pytest.mark.parametrize(("name", "field", "value"), [(n, f, v) for n, d in DEFAULTS.items() for f, v in d.items()])
 def test_defaults_do_not_move(name, field, value):
     assert {f.name: f.default for f in dataclasses.fields(commands()[name])}[field] == value

@@ -74,8 +74,19 @@ def test_a_finished_run_is_said_to_be_so_and_left_alone(runs, tmp_path, adm_comm
     assert adm_command(*words).code == 0
     before = checkpoint_bytes(tmp_path / "run")
     result = adm_command(*words)
-    assert result.code == 0 and "continuing from step 6" in result.err
+    assert result.code == 0 and "continuing" not in result.err
+    assert result.err.splitlines()[-1] == "done: all 6 steps are trained; --steps above 6 trains on"
     assert checkpoint_bytes(tmp_path / "run") == before
+    fewer = adm_command(*words, "--steps", 5)
+    assert fewer.code == 0 and "done: 6 steps are trained, of 5; " in fewer.err and fewer.out == result.out
+    (grid,) = (tmp_path / "run" / "samples").glob("step-00000006.png")
+    picture = grid.read_bytes()
+    grid.unlink()
+    mended = adm_command(*words)
+    assert mended.code == 0 and "not there yet, and made now: the sample grid of step 6\n" in mended.err
+    assert grid.read_bytes() == picture
+    further = adm_command(*words, "--steps", 7)
+    assert further.code == 0 and "continuing from step 6" in further.err and further.out.endswith("step-00000007\n")
 
 
 def test_a_run_that_diverges_exits_6_names_the_step_and_keeps_the_last_checkpoint(tmp_path, adm_command):

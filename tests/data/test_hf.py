@@ -140,7 +140,7 @@ def test_bad_rows_are_listed_or_left_out(pets):
     )
     data = open_dataset("hf:pets", skip_bad=True)
     assert (levels(data), data.labels.tolist(), data.class_names) == ([1], [0], ("a", "b"))
-    assert any("3 unreadable images (75 %) are left out: 'row 1'" in note for note in data.notes)
+    assert any("3 unreadable images are left out (75 %): 'row 1'" in note for note in data.notes)
 
 
 def test_a_label_that_is_missing_or_out_of_range_is_refused(pets):

@@ -66,7 +66,7 @@ FLAT = {"x.png": True, "y.png": True}
 NO_LABELS = of(-1, "x.png", "y.png")
 LOOK_ALIKE = "differ only in case, blanks or invisible characters: rename or merge them, or name both in classes.txt "
 LOOK_ALIKE += "if they are two"
-MEND = "repair or remove, or set skip_bad to leave out"
+MEND = "repair or remove, or leave out with skip_bad=True"
 
 FOLDERS = [
     Layout("two classes", ["b/x.png", "a/x.png"], ("a", "b"), AB),
@@ -135,10 +135,10 @@ FOLDERS = [
            "PNG, JPEG, WEBP or BMP): " + MEND),
     Layout("bad images left out", {"a/x.png": True, "b/x.png": True, "b/y.jpg": "<html>"}, ("a", "b"), AB,
            skip_bad=True,
-           notes=("1 unreadable images (33 %) are left out: 'b/y.jpg' (not a PNG, JPEG, WEBP or BMP)",)),
+           notes=("1 unreadable image is left out (33 %): 'b/y.jpg' (not a PNG, JPEG, WEBP or BMP)",)),
     Layout("a class of bad images", {"a/x.png": True, "b/y.jpg": "<html>", "c/x.png": True}, ("a", "b", "c"),
            {"a/x.png": 0, "c/x.png": 2}, skip_bad=True,
-           notes=("class 'b' has no images; it keeps its label 1", "1 unreadable images (33 %)")),
+           notes=("class 'b' has no images; it keeps its label 1", "1 unreadable image is left out (33 %)")),
     Layout("nothing but bad images", {"a/x.png": "<html>"}, skip_bad=True,
            refused="no images in 'data', only 1 other files: give a folder with PNG, JPEG, WEBP or BMP files"),
     Layout("twins in one class", {"a/x.png": png(7), "a/y.png": png(7), "b/x.png": png(8)}, ("a", "b"),
@@ -295,7 +295,7 @@ AT_TOP = [
     table("an empty table", "file,label\n", refused="labels.csv in data lists no files: correct or remove it"),
     table("a bad image in the table", "file,label\nx.png,1\ny.png,0\n", ("0", "1"), {"x.png": 1}, skip_bad=True,
           files={"x.png": True, "y.png": "<html>"},
-          notes=("class '0' has no images; it keeps its label 0", "1 unreadable images (50 %)")),
+          notes=("class '0' has no images; it keeps its label 0", "1 unreadable image is left out (50 %)")),
     table("EDM's", '{"labels": [["00/x.png", 1], ["00/y.png", 0]]}', ("0", "1"), {"00/y.png": 0, "00/x.png": 1},
           files={"00/x.png": True, "00/y.png": True}, name="dataset.json"),
     table("a name that no file can hold", '{"labels": [["x.png", "\\ud800"], ["y.png", "x"]]}', name="dataset.json",

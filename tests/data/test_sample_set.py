@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from adm.data import SampleSet
-from adm.data._overview import STRIP, overview
+from adm.data import SampleSet, overview
+from adm.data._overview import STRIP
+from adm.runtime.errors import UsageError
 
 
 def cells(picture, num, height, width, pad=2):
@@ -33,6 +35,25 @@ def test_images_keep_their_pixels_and_captions_stand_below(channels, size, scale
 def test_without_classes_no_room_is_left():
     images = np.zeros((4, 64, 64, 3), np.uint8)
     assert overview(images, ["", "", "", ""]).shape == overview(images).shape == (134, 134, 3)
+
+
+def test_a_number_of_columns_can_be_asked_for_and_tensors_are_taken():
+    images = np.random.RandomState(0).randint(0, 256, (5, 64, 64, 3), np.uint8)
+    for columns, rows in ((5, 1), (2, 3)):
+        picture = overview(torch.from_numpy(images), list("abcde"), columns)
+        assert picture.shape == (2 + rows * (64 + STRIP + 2), 2 + columns * 66, 3)
+        for k, image in enumerate(images):
+            top, left = 2 + k // columns * (64 + STRIP + 2), 2 + k % columns * 66
+            np.testing.assert_array_equal(picture[top : top + 64, left : left + 64], image)
+
+
+def test_what_cannot_be_drawn_is_refused():
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    for wrong in (images[0], images[:0], images / 2):
+        with pytest.raises(UsageError, match="uint8 images"):
+            overview(wrong)
+    with pytest.raises(UsageError, match="1 captions for 2 images: give one for each"):
+        overview(images, ["a"])
 
 
 def test_names_that_no_font_has_and_control_characters_do_no_harm():

@@ -1,6 +1,7 @@
 """Guidance by a loss of x_0, against what is known in closed form for Gaussian data and linear measurements."""
 
 import functools
+import math
 from dataclasses import replace
 
 import pytest
@@ -64,7 +65,7 @@ def test_the_gradient_of_a_linear_measurement_is_the_closed_form_through_the_den
 
     data = Measured.data()
     denoiser = AtEach(SCHEDULE, data.means, data.variances) if isinstance(t, torch.Tensor) else data
-    prediction, found = asked(adm.guide(denoiser, adm.LossGuidance(Measured.loss, 1.7)), x, t)
+    prediction, found = asked(adm.guide(denoiser, adm.LossGuidance(Measured.loss, 1.7, limit=math.inf)), x, t)
     torch.testing.assert_close(prediction.x0, x0)
     torch.testing.assert_close(found, 1.7 * exact)
 
@@ -287,6 +288,11 @@ class TestRefusals:
     def test_a_scale_is_a_number(self, scale):
         with pytest.raises(ValueError, match="choose a number; 0 is no guidance"):
             adm.LossGuidance(square, scale)
+
+    @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
+    def test_a_limit_is_positive(self, limit):
+        with pytest.raises(ValueError, match=r"limit .*: choose a positive bound; images lie in \[-1, 1\]"):
+            adm.LossGuidance(square, limit=limit)
 
     def test_what_is_no_function(self):
         with pytest.raises(ValueError, match="a str is no function: give one from x_0 to a loss for each image"):

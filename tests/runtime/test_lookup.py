@@ -163,7 +163,7 @@ def test_mistakes_in_options_are_one_line(mylab: None, options: str, words: list
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ddmi", ["no 'ddmi'", "did you mean", "ddim, ddpm"]),
+        ("ddmi", ["there is no sampler 'ddmi'; did you mean", "Choose one of: ddim, ddpm"]),
         ("DDIM", ["did you mean 'ddim'?"]),
         ("_loop", ["not a name"]),
         ("../ddim", ["not a name"]),

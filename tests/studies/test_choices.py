@@ -122,7 +122,7 @@ def test_a_classifier_inside_of_another_guidance_is_chosen_as_at_the_top():
 
 def test_a_guidance_that_does_not_exist_is_named_at_any_depth():
     for spec in ("clasifier", "interval:of=(clasifier:scale=2)"):
-        with pytest.raises(UsageError, match="no 'clasifier'; did you mean 'classifier'"):
+        with pytest.raises(UsageError, match="there is no guidance 'clasifier'; did you mean 'classifier'"):
             choose(None, "runs/mine", "ddpm", None, [spec])
 
 

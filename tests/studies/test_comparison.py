@@ -3,7 +3,15 @@
 import pytest
 from scipy import stats
 
-from adm.studies._comparison import CONFIDENCE, best_by_others, paired
+from adm.studies._comparison import (
+    CONFIDENCE,
+    best_by_others,
+    how_chosen,
+    no_error_bars,
+    paired,
+    seed_guide,
+    under_seeds,
+)
 
 OURS = {0: 1.31, 1: 0.94, 2: 1.72, 3: 1.05}
 THEIRS = {0: 1.25, 1: 0.91, 2: 1.49, 3: 1.11}
@@ -40,9 +48,18 @@ def test_what_a_report_says_of_two_standard_errors_is_what_the_t_distribution_ha
         assert f"{percent} % with {seeds}" in CONFIDENCE[1]
 
 
-def test_one_seed_has_no_error_bars_and_the_verdict_says_so():
+def test_one_seed_gives_a_difference_and_nothing_else():
     gap = paired({0: 1.0}, {0: 0.5})
-    assert gap.error is None and "says nothing" in gap.verdict() and gap.show() == "+0.50"
+    assert gap.error is None and gap.verdict() is None and gap.show() == gap.explain(".2f") == "+0.50"
+    two = paired({0: 1.0, 1: 1.0}, {0: 0.5, 1: 0.3})
+    assert two.explain(".2f") == "+0.60 ± 0.10 (standard error): not as good, by more than the error bars"
+
+
+def test_what_is_said_of_one_seed_is_said_of_no_more():
+    assert not seed_guide(1) and not no_error_bars(2) and CONFIDENCE in seed_guide(2)
+    assert "no error bars" in " ".join(no_error_bars(1))
+    assert (under_seeds(1), under_seeds(3)) == ("one seed", "3 seeds, each with models of its own")
+    assert "others" in how_chosen(2) and "others" not in how_chosen(1)
 
 
 def test_different_seeds_are_refused():

@@ -197,4 +197,7 @@ def test_in_words():
     assert cost_text(Cost(2, 20, 0, 0).per_image()) == "10 network evaluations an image"
     said = "19 network and 19 classifier evaluations an image, 19 with gradients"
     assert cost_text(Cost(2, 38, 38, 38).per_image()) == said
+    assert cost_text(Cost(2, 2, 0, 0).per_image()) == "1 network evaluation an image"
+    assert cost_text(Cost(1, 1, 1, 1).per_image()) == "1 network and 1 classifier evaluation an image, 1 with gradients"
+    assert cost_text(Cost(1, 1, 2, 0).per_image()) == "1 network and 2 classifier evaluations an image"
     assert cost_text(Cost(4, 50, 0, 0).per_image()) == "12.5 network evaluations an image"

@@ -103,6 +103,14 @@ def test_all_that_is_wrong_is_said_at_once(mixed):
     assert "loose.png" in why and "'dog/page.jpg' (a web page" in why and "2 of 14 images" in why and "\n" not in why
 
 
+def test_unreadable_images_are_not_said_to_be_left_out_which_would_be_up_to_the_user(mixed):
+    """Nor does any line count only the others, as if they were."""
+    report = check_data(str(mixed))
+    assert any("left out" in note for note in Folder(mixed, skip_bad=True).notes)
+    assert not any("left out" in line for line in report_lines(report)) and "or leave them out (" in refused(report)
+    assert report.notes and set(report.notes) < set(Folder(mixed, skip_bad=True).notes)
+
+
 def test_what_training_takes_is_not_refused(mixed):
     (mixed / "dog/page.jpg").unlink()
     (mixed / "dog/torn.png").unlink()
@@ -113,7 +121,8 @@ def test_what_training_takes_is_not_refused(mixed):
 def test_a_report_fits_a_screen_and_names_what_matters(mixed):
     text = "\n".join(report_lines(check_data(str(mixed), image_size=8)))
     for words in (
-        "11 images (folder)",
+        "13 images (folder), 2 of them unreadable",
+        "unreadable  2 of 13 images (15 %); what stands above is of the other 11",
         "cat 10, dog 1, none here 0",
         "CMYK 1",
         "1 transparent, laid on white",
@@ -126,6 +135,20 @@ def test_a_report_fits_a_screen_and_names_what_matters(mixed):
     ):
         assert words in text, words
     assert len(text.splitlines()) < 40 and max(map(len, text.splitlines())) < 400
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "presets"),
+    [
+        (8, 1, "digits8"), (8, 3, None), (28, 1, "grey28"), (28, 3, None), (16, 3, "small16"),
+        (32, 3, "cifar32, cifar16-to-32"), (32, 1, None), (64, 3, "imagenet64"),
+    ],
+)  # fmt: skip
+def test_presets_are_suggested_that_were_made_for_such_images(side, channels, presets, tmp_path):
+    """Of this size, and for grey or for colour: the built-in digits' are not for photographs."""
+    np.savez(tmp_path / "a.npz", RNG.randint(0, 256, (2, side, side, channels), np.uint8))
+    lines = [line for line in check_data(str(tmp_path / "a.npz")).suggestions if line.startswith("presets")]
+    assert lines == ([] if presets is None else [f"presets for such images: {presets}"])
 
 
 def test_an_archive_is_as_its_folder(mixed, tmp_path):

@@ -150,9 +150,11 @@ def test_models_that_do_not_go_together_are_refused(model, plain):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"steps": 0}, "cannot take 0 of 1000"),
+        ({"steps": 0}, "steps 0: cannot take 0 of 1000"),
+        ({"steps": "karras:5000"}, "steps karras:5000: cannot take 5000 of 1000"),
+        ({"steps": [5, 5]}, r"steps \[5, 5\]: a chain takes each timestep once"),
         ({"steps": 300, "sampler": "ddim"}, "250 or 334"),
-        ({"sampler": "eular"}, "no 'eular'; did you mean 'euler'"),
+        ({"sampler": "eular"}, "there is no sampler 'eular'; did you mean 'euler'"),
         ({"guidance": ["clip:limits=1"]}, "did you mean 'limit'"),
         ({"num": 0}, "at least 1"),
         ({"seed": -1}, "seed -1"),
@@ -402,3 +404,43 @@ def test_a_null_label_that_was_never_trained_is_noted(runs):
             prepare_named("model", 2, "ddim", [spec])
     for spec in ("classifier_free:weight=1", "classifier_free:model=unconditional", "autoguidance:model=model"):
         prepare_named("model", 2, "ddim", [spec])  # warnings are errors here
+
+
+def test_a_guidance_needs_no_list_around_it(plain, runs):
+    guidance = adm.ClassifierGuidance(classifier(), 1e4)
+    listed, alone = (adm.generate(plain, ["dog"], steps=3, guidance=g) for g in ([guidance], guidance))
+    np.testing.assert_array_equal(listed, alone)
+    assert (alone != adm.generate(plain, num=1, steps=3)).any()
+    spec = "classifier:classifier=guide,scale=2e4"
+    listed, alone = (adm.generate("unconditional", [3], steps=2, guidance=g) for g in ((spec,), spec))
+    np.testing.assert_array_equal(listed, alone)
+    assert (alone != adm.generate("unconditional", num=1, steps=2)).any()
+    assert prepare(plain, 2, "ddim", adm.Clip(0.5)).guided_by == ("Clip",)
+    assert prepare_named("unconditional", 2, "ddim", spec).guidance[0].startswith(spec)
+
+
+class Needy:
+    def __init__(self, model, *more):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"sampler": adm.UniPC}, r"sampler UniPC is a class\. Write adm\.UniPC\(\)\."),
+        ({"sampler": Needy}, r"sampler Needy is a class\. Write Needy\(\.\.\.\)\."),
+        ({"sampler": 5}, r"sampler '5' is no sampler\. Give a spec such as ddim:eta=0\.3"),
+        ({"sampler": None}, "sampler 'None' is no sampler"),
+        ({"guidance": adm.Clip}, r"guidance Clip is a class\. Write adm\.Clip\(\)\."),
+        ({"guidance": ["clip", adm.LossGuidance]}, r"LossGuidance is a class\. Write adm\.LossGuidance\(\.\.\.\)\."),
+        ({"guidance": 5}, "guidance '5' is no guidance. Give a spec such as classifier_free:weight=2"),
+        ({"guidance": None}, "guidance 'None' is no guidance"),
+        ({"guidance": [("clip", 2)]}, "is no guidance. Give a spec"),
+        ({"guidance": "classifier-free:weight=2,wait=3"}, "no option 'wait'"),
+    ],
+)
+def test_what_is_no_sampler_or_guidance_is_said_in_a_line(model, runs, options, says):
+    for source in (model, "model"):
+        with pytest.raises(UsageError, match=says) as error:
+            adm.generate(source, **({"steps": 2} | options))
+        assert "\n" not in str(error.value)

@@ -230,6 +230,9 @@ def test_the_headline_says_what_each_process_needs() -> None:
         "learning rate 0.0003, on cpu, 2 processes"
     )
     assert "with 32 image(s) at once" in second and "a checkpoint" in second
+    dropping = override(config, ["label_dropout=0.1"])
+    assert headline(dropping, CPU)[0].endswith("learning rate 0.0003, label dropout 0.1, on cpu")
+    assert "dropout" not in headline(override(dropping, ["network.num_classes=none"]), CPU)[0]  # no labels to drop
 
 
 @pytest.mark.parametrize(

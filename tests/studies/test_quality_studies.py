@@ -12,6 +12,7 @@ from adm.diffusion.model import DiffusionModel
 from adm.diffusion.schedule import cosine
 from adm.nn import UNet, UNetConfig
 from adm.runtime.errors import StoppedError, UsageError
+from adm.sampling import SeededNoise, sample
 from adm.studies._comparison import paired
 from adm.studies._cost import counted
 from adm.studies._digit_models import DigitModels, Sizes, part
@@ -106,13 +107,23 @@ def model():
 
 
 @pytest.mark.parametrize("name", [*RULES, *GRIDS])
-@pytest.mark.parametrize("evaluations", [5])
+@pytest.mark.parametrize("evaluations", [5, 6])
 def test_a_rule_spends_the_evaluations_it_is_given_and_no_more(name, evaluations, model):
     rule = {**RULES, **GRIDS}[name]
     request = prepare(model, rule.grid.format(links=rule.links(evaluations)), rule.spec)
     with counted(model, images=2) as cost:
         list(batches(request, [-1, -1], 0, 2))
     assert evaluations - rule.evaluations < cost.network <= evaluations
+    assert cost.network == rule.spent(evaluations)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_rules_without_noise_make_of_one_first_noise_one_image(name, model):
+    rule, first = RULES[name], torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    request = prepare(model, rule.grid.format(links=rule.links(5)), rule.spec)
+    chain, noises = request.chain, (SeededNoise([1]), SeededNoise([2]))
+    one, other = [sample(request.denoiser, chain, request.sampler, n, first.shape, x=first) for n in noises]
+    assert torch.equal(one, other) != rule.noise
 
 
 def test_the_verdict_compares_with_the_reference_under_equal_seeds():
@@ -131,6 +142,37 @@ def test_the_verdict_compares_with_the_reference_under_equal_seeds():
     assert "unipc3 at 10" in verdict(1.1, 1.9, 3.0) and "as good within" in verdict(1.1, 1.9, 3.0).split(";")[1]
     assert "+1.00" in verdict(2.1, 2.9, 4.0) and "not as good" in verdict(2.1, 2.9, 4.0)
     assert "-0.50" in verdict(0.6, 1.4, 2.5) and "better, by more" in verdict(0.6, 1.4, 2.5)
+
+
+class TestWhatSamplersSay:
+    @staticmethod
+    def said(seeds: int, **settings: object) -> tuple[str, Samplers]:
+        """Of sets that are all alike, without guidance."""
+        study = Samplers(seeds=seeds, **settings)
+        values = {"fd": 2.0, "label_accuracy": 0.5}
+        by_seed = dict.fromkeys(range(seeds), values)
+        sets = [(name, num) for num in study.evaluations for name in RULES] + [(REFERENCE, study.reference)]
+        found = {variant("unguided", *s): Summary(s[0], values, dict.fromkeys(values), by_seed) for s in sets}
+        return study.verdict("unguided", found), study
+
+    @pytest.mark.parametrize(
+        ("evaluations", "reference", "most"), [((5, 8), 10, 8), ((5, 25, 50), 250, 25), ((5, 8, 20), 20, 8)]
+    )
+    def test_the_largest_number_that_was_compared(self, evaluations, reference, most):
+        said, _ = self.said(3, evaluations=evaluations, reference=reference)
+        assert f"the best at no more than {most} evaluations" in said
+        nothing, _ = self.said(3, evaluations=evaluations[-1:], reference=min(evaluations))
+        assert f"no set has {min(evaluations) - 1} evaluations or fewer" in nothing
+
+    def test_one_seed_has_its_differences_and_no_brackets_of_nothing(self):
+        said, _ = self.said(1)
+        assert said.endswith("FD to all digits 2.00 against 2.00, difference +0.00.") and "standard error" not in said
+        assert "±" in self.said(2)[0] and "(standard error): as good" in self.said(2)[0]
+
+    def test_the_columns_are_said_to_hold_fewer_where_they_do(self):
+        less = "one fewer is spent by heun and heun-churn"
+        assert less in self.said(1, evaluations=(5, 8))[1].columns_caption()
+        assert self.said(1, evaluations=(5, 15))[1].columns_caption().endswith("network evaluations.")
 
 
 def test_chains_of_all_ways_take_equally_long():
@@ -204,25 +246,30 @@ def test_a_curve_lies_where_its_evaluations_were_counted(mode, weight, network):
 
     study = Samplers(evaluations=(10,), weight=weight)
     names = [variant(mode, name, 10) for name in RULES] + [variant(mode, REFERENCE, study.reference)]
-    panel = study.panel("fd", mode, {name: summary(name) for name in names}, log=True)
-    assert all(list(curve.x) == [9.0] for curve in panel.curves)
+    panels = [study.panel("fd", mode, noise, {name: summary(name) for name in names}, log=True) for noise in (0, 1)]
+    assert all(list(curve.x) == [9.0] for panel in panels for curve in panel.curves)
+    assert sorted(curve.name for panel in panels for curve in panel.curves) == sorted(RULES)
 
 
 class TestTheFindingOfGuidances:
     PLAIN = (5.0, 6.0, 7.0)
 
-    def finding(self, **special):
-        """special: way -> its FD by seed at its first strength."""
+    def found(self, seeds=3, **special):
+        """Summaries by set; special: way -> its FD by seed at its first strength."""
         found = {}
         for name, way in _ways.WAYS.items():
             for strength in way.strengths:
                 values = self.PLAIN if name == _ways.NONE else (99.0, 99.0, 99.0)
                 if name in special and strength == way.strengths[0]:
                     values = special[name]
-                by_seed = {k: {"fd": v, "label_accuracy": 0.5} for k, v in enumerate(values)}
+                rest = {"label_accuracy": 0.5, "precision": 0.5, "recall": 0.5}
+                by_seed = {k: {"fd": v, **rest} for k, v in enumerate(values[:seeds])}
                 key = _ways.variant(name, strength, 16)
-                found[key] = Summary(key, {"fd": sum(values) / 3, "label_accuracy": 0.5}, {}, by_seed)
-        return Guidances().finding(found, 16)
+                found[key] = Summary(key, {"fd": sum(values[:seeds]) / seeds, **rest}, {}, by_seed)
+        return found
+
+    def finding(self, seeds=3, **special):
+        return Guidances(seeds=seeds).finding(self.found(seeds, **special), 16)
 
     def test_who_wins_is_judged_under_seeds_that_did_not_choose_it(self):
         # "apg" is the lowest in the mean by seed 0 alone; under that seed the others choose "classifier".
@@ -235,6 +282,13 @@ class TestTheFindingOfGuidances:
         said = self.finding(apg=(5.5, 6.5, 7.5))
         assert "no guidance has a lower FD than none, not the best either (apg at 1.5;" in said
         assert "+0.50 ± 0.00" in said and "not as good" in said
+
+    def test_one_seed_has_differences_and_no_error_bars(self):
+        said = self.finding(seeds=1, apg=(4.5,))
+        assert said.endswith("FD 5.00, -0.50 with it; label accuracy 0.500, +0.000 with it.")
+        table = Guidances(seeds=1).duels(self.found(1, apg=(4.5,)), 16)
+        cells = {row.name: shown for row, shown in table.shown()}
+        assert cells["apg - none"] == ["-0.50", "-", "+0.000", "+0.000"] and "±" not in table.caption
 
 
 def test_seconds_are_compared_in_turn():

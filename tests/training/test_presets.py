@@ -139,6 +139,16 @@ def test_each_job_has_presets_and_every_name_asked_for_is_there() -> None:
     assert set(preset_names("upsampler")) == {"cifar16-to-32", "imagenet64-to-256", "imagenet128-to-512"}
 
 
+def test_the_table_of_the_docs_is_that_of_the_presets() -> None:
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.read_text().splitlines()]
+    start = rows.index(["preset", "jobs", "label dropout", "for"]) + 2
+    for row, (name, preset) in zip(rows[start:], [*PRESETS.items(), (None, None)], strict=False):
+        dropout = {c.label_dropout for c in preset.configs if c.job != "classifier"} if preset else set()
+        assert row == ([f"`{name}`", ", ".join(preset.jobs), f"{dropout.pop():g}", preset.what] if preset else [""])
+        assert not dropout  # one number says it
+
+
 @pytest.mark.parametrize(
     ("name", "job", "size", "given", "said"),
     [

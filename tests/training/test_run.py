@@ -21,16 +21,19 @@ import torch
 
 import adm
 from adm.checkpoints import format as checkpoint_format
+from adm.data import overview
+from adm.data._overview import STRIP
 from adm.runtime import _disk
 from adm.runtime.config import difference, from_dict, override, to_dict
 from adm.runtime.errors import DamagedError, DataError, DivergedError, ResourceError, StoppedError, UsageError
 from adm.training import loop as training_loop
 from adm.training import run as training_run
 from adm.training.build import new_model
-from adm.training.preview import num_shown
+from adm.training.preview import num_shown, with_classes
 from adm.training.resume import MAY_CHANGE, read_config
 from adm.training.run import train
 from adm.training.runlog import read_log
+from adm.training.validation import Validation
 from tiny_runs import Stripes, contents, global_states, in_new_process, run, start_process, tiny
 
 # ---- what defines a run ---------------------------------------------------------------------------
@@ -168,7 +171,8 @@ def test_an_option_that_may_change_is_noted(name: str, two_steps) -> None:
     other = changed(config, name, dict(leaves(config))[name])
     trainer = training_run.Trainer(new_model(other), other)
     notes = training_run.restore(trainer, two_steps["diffusion"] / "checkpoints" / "step-00000002", other, Stripes())
-    assert notes[0] == "continuing from step 2" and trainer.step == 2
+    said = "done: all 2 steps are trained; --steps above 2 trains on" if trainer.finished else "continuing from step 2"
+    assert notes[0] == said and trainer.step == 2
     changes = difference(config, other)
     assert name in [entry[0] for entry in changes] and (len(changes) == 1 or ("diffusion", name) in TOGETHER)
     assert notes[1:] == [f"{dotted}: {old} -> {new}" for dotted, old, new in changes]
@@ -267,6 +271,36 @@ def test_a_grid_is_made_in_blocks_that_change_nothing_and_its_progress_is_told(m
     assert np.abs(blocks.astype(int) - whole).max() <= 1 and blocks.shape == (9, 8, 8, 1)
     assert told == sorted(told) and told[-1] == (9, 9) and len({done for done, _ in told}) >= 9
     assert sizes == [4] * 10 + [4] * 10 + [1] * 10
+
+
+@pytest.mark.parametrize(("classes", "num", "columns"), [(2, 36, 6), (4, 36, 4), (10, 36, 10), (10, 4, 4), (40, 36, 6)])
+def test_a_grid_says_the_class_of_each_image_and_few_classes_have_columns(classes: int, num: int, columns: int) -> None:
+    """Image k is of class k % classes."""
+    model = new_model(tiny("diffusion", f"network.num_classes={classes}"), tuple(f"c{k}" for k in range(classes)))
+    images = np.arange(num * 64, dtype=np.uint32).astype(np.uint8).reshape(num, 8, 8, 1)
+    picture = with_classes(images, model)
+    assert picture.shape[1] == 2 + columns * (64 + 2)
+    for k, image in enumerate(images):
+        top, left = 2 + k // columns * (64 + STRIP + 2), 2 + k % columns * (64 + 2)
+        cell = picture[top : top + 64 + STRIP, left : left + 64]
+        np.testing.assert_array_equal(cell[:64:8, ::8], image)
+        alone = overview(image[None], [f"c{k % classes}"])
+        np.testing.assert_array_equal(cell[64:], alone[-2 - STRIP : -2, 2:-2])
+    assert columns % classes == 0 or num < classes or classes > 12
+
+
+def test_a_grid_of_a_model_without_classes_has_no_captions() -> None:
+    model = new_model(tiny("diffusion", "network.num_classes=none"))
+    assert with_classes(np.zeros((36, 8, 8, 1), np.uint8), model).shape == (2 + 6 * 66, 2 + 6 * 66, 1)
+
+
+def test_the_scale_that_a_classifiers_run_advises_comes_with_the_name_of_the_run(tmp_path: Path, monkeypatch) -> None:
+    lines = {"lines": ["start with --guidance classifier:classifier=RUN,scale=2 on a model"]}
+    measure = Validation.__call__
+    monkeypatch.setattr(Validation, "__call__", lambda *args, **kwargs: measure(*args, **kwargs) | lines)
+    notes: list[str] = []
+    run(tiny("classifier", "loop.steps=1"), tmp_path / "clf", on_progress=lambda progress: notes.extend(progress.notes))
+    assert notes == [f"start with --guidance classifier:classifier={tmp_path / 'clf'},scale=2 on a model"]
 
 
 def test_a_stop_does_not_wait_for_the_grid_which_is_made_when_the_run_goes_on(tmp_path: Path) -> None:
@@ -558,6 +592,9 @@ def test_minutes_end_a_run_and_its_rate_follows_the_clock(tmp_path: Path, monkey
     assert out.name == "step-00000005"
     rates = [line["lr"] / config.optimizer.lr for line in read_log(tmp_path / "log.jsonl")]
     assert rates == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+    notes: list[str] = []
+    assert run(config, tmp_path, on_progress=lambda progress: notes.extend(progress.notes)) == out
+    assert notes == ["done: loop.minutes=1 are over, at step 5; more of them train on"]
 
 
 def test_out_of_memory_names_a_microbatch_and_the_same_command_goes_on_with_it(tmp_path, monkeypatch) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 import adm
 from adm.checkpoints.format import load
 from adm.checkpoints.model_document import ScheduleConfig
+from adm.data import overview
+from adm.data._overview import STRIP
 from adm.nn import UNet, UNetConfig
 from adm.studies.request import prepare_named
 from adm.studies.upsample import trained_size, upsample
@@ -147,16 +149,20 @@ def test_the_checkpoint_knows_the_size_that_it_was_trained_with(run):
 
 def test_the_run_shows_three_rows_low_res_upsampled_and_true(run):
     picture = np.asarray(Image.open(run.parent.parent / "samples" / "step-00000100.png"))
-    scale, pad, num = 4, 2, 8  # 8 pixels become 32
-    cell = 8 * scale + pad
-    assert picture.shape == (3 * cell + pad, num * cell + pad)
-    rows = picture[pad:, pad:].reshape(3, cell, num, cell)[:, : 8 * scale : scale, :, : 8 * scale : scale]
+    scale, pad, num = 8, 2, 8  # 8 pixels become 64
+    height, width = 8 * scale + STRIP + pad, 8 * scale + pad
+    assert picture.shape == (3 * height + pad, num * width + pad)
+    cells = picture[pad:, pad:].reshape(3, height, num, width)
+    rows = cells[:, : 8 * scale : scale, :, : 8 * scale : scale]
     low, made, true = rows.transpose(0, 2, 1, 3).astype(int)
     data = Blocks(256)
     expected = data.images[[k * 32 for k in range(8)], :, :, 0].astype(int)
     np.testing.assert_array_equal(true, expected)
     np.testing.assert_allclose(low, expected, atol=1)  # of such images; to grey levels it is cut off
     assert np.sqrt(((made - expected) ** 2).mean()) < 20
+    captions = overview(np.zeros((3, 8, 8, 1), np.uint8), ["input 4x4", "upsampled", "true"], columns=1)
+    for row, said in zip(cells, captions[pad:, pad:-pad, 0].reshape(3, height, -1), strict=True):
+        assert all((row[8 * scale : -pad, k, :-pad] == said[8 * scale : -pad]).all() for k in range(num))
 
 
 class TestPreview:
@@ -167,8 +173,8 @@ class TestPreview:
 
     @staticmethod
     def middle(picture, num):
-        height = (picture.shape[0] - 2) // 3
-        return picture[2 + height : 2 * height].reshape(height - 2, -1)[:, 2 : 2 + 32]
+        height = 64 + STRIP + 2
+        return picture[2 + height : 2 + height + 64].reshape(64, -1)[:, 2 : 2 + 64]
 
     def test_it_shows_the_weights_that_it_is_given_and_leaves_the_model_alone(self, model):
         weights = {name: value.clone() for name, value in model.network.state_dict().items()}
@@ -177,7 +183,7 @@ class TestPreview:
         before = global_states()
         for given, level in ((model.network.state_dict(), 127), (weights, 191)):
             picture = preview_upsampler(model, given, Blocks(3), CONFIG, steps=4)
-            assert picture.shape == (3 * 34 + 2, 3 * 34 + 2, 1)
+            assert picture.shape == (3 * (64 + STRIP + 2) + 2, 3 * 66 + 2, 1)
             assert (self.middle(picture, 3) == level).all()
         assert model.training and not model.network.state_dict()["out.conv.bias"].any()
         assert global_states() == before
@@ -206,8 +212,12 @@ class TestPreview:
             "forward",
             lambda self, x, t, cond: (seen.append(cond.label), forward(self, x, t, cond))[1],
         )
-        preview_upsampler(model, model.network.state_dict(), data, config, steps=1)
+        picture = preview_upsampler(model, model.network.state_dict(), data, config, steps=1)
         assert seen[0].tolist() == [1, 0, -1, -1]
+        below = picture[-2 - STRIP : -2, 2:].reshape(STRIP, 4, 66)[:, :, :64]
+        captions = ["true dog", "true cat", "true yak", "true"]
+        expected = overview(np.zeros((4, 8, 8, 1), np.uint8), captions, columns=4)
+        np.testing.assert_array_equal(below, expected[-2 - STRIP : -2, 2:].reshape(STRIP, 4, 66)[:, :, :64])
 
 
 def test_stopped_and_continued_it_is_the_same_run(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adm.runtime.lookup import Spec, parse_spec
 from adm.training._calibration import Calibration
-from adm.training._guidance_advice import guidance_advice
+from adm.training._guidance_advice import guidance_advice, naming_run
 from adm.training._noise_levels import Level
+from adm.training._noise_picture import _figure
 from adm.training.validation import Validation, draw
 from known_networks import ALONE, DENOISER, known_model, noise_images, optimal_eps
 from tiny_runs import Stripes, tiny
@@ -88,6 +91,23 @@ def test_a_scale_is_advised_where_something_certain_is_known(scale, error, accur
     assert found["equal_signal_and_noise"] == {"t": [10, 19], "log_snr": -0.2, "accuracy": accuracy}
 
 
+@pytest.mark.parametrize("run", ["runs/clf", "my runs/clf", "/a/b:c=d/Ü(1)", "it's", "runs/a (b,c)"])
+def test_the_advice_can_be_copied_to_a_shell_and_names_the_run(run: str) -> None:
+    levels = [Level(0, 10, 0.0)]
+    advice = guidance_advice(Calibration(1.7, 0.1, 1.0), [0.6], levels, 0.1, 100)["advice"]
+    assert "classifier=RUN," in advice  # what is recorded is the same wherever the run lies
+    words = shlex.split(naming_run(advice, Path(run)).partition("start with ")[2].partition(" on a model")[0])
+    assert words[0] == "--guidance" and len(words) == 2
+    assert parse_spec(words[1]) == Spec("classifier", {"classifier": run, "scale": "1.7"})
+
+
+def test_a_line_without_a_flag_stays_as_it_is_and_so_does_one_whose_run_no_flag_can_name() -> None:
+    assert naming_run("RUN is not named", Path("x")) == "RUN is not named"
+    line = "start with --guidance classifier:classifier=RUN,scale=1 on a model"
+    for run in ("a,b", "a)", "new\nline", " blank"):
+        assert naming_run(line, Path(run)) == line
+
+
 # ---- the picture ----------------------------------------------------------------------------------
 
 
@@ -103,8 +123,23 @@ def test_pictures_are_drawn_alike_and_leave_matplotlib_alone(tmp_path: Path, acc
         assert len({path.read_bytes() for path in paths}) == 1
         with Image.open(paths[0]) as image:
             pixels = np.asarray(image.convert("L"))
-        assert pixels.shape == (640, 1520) and 0.02 < (pixels < 200).mean() < 0.3
+        assert pixels.shape == (680, 1520) and 0.02 < (pixels < 200).mean() < 0.3
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("chance", [0.02, 0.3, 0.5, 0.7, 0.98])
+def test_no_curve_and_no_line_crosses_a_legend(chance: float, accuracies) -> None:
+    """Which lie beside the axes, below their titles and within the picture, and do not meet."""
+    figure = _figure(accuracies | {"chance": chance})
+    figure.canvas.draw()
+    boxes = []
+    for axes in figure.axes:
+        legend = axes.get_legend().get_window_extent()
+        assert not legend.overlaps(axes.get_window_extent())
+        assert not legend.overlaps(axes._left_title.get_window_extent())
+        assert figure.bbox.containsx(legend.x0) and figure.bbox.containsx(legend.x1)
+        boxes.append(legend)
+    assert len(boxes) == 2 and not boxes[0].overlaps(boxes[1])
 
 
 def test_scalars_are_flat_numbers_and_results_json(accuracies) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,23 @@ if TYPE_CHECKING:
     from adm.studies.generate import Batch
     from adm.studies.request import Request
 
-__all__ = ["Drawing"]
+__all__ = ["Drawing", "check_out"]
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
+
+
+def check_out(out: str) -> None:
+    """UsageError for the name of a picture: a directory would get it. One that is there, of a set begun before, has
+    it already, and what to say of a file is said where it is in the way."""
+    from adm.runtime.errors import UsageError
+    from adm.runtime.text import shown_path
+
+    path = Path(out)
+    if path.suffix.lower() in PICTURES and not path.exists():
+        raise UsageError(
+            f"--out {shown_path(path)}: a picture's name, but --out is the name of a directory for the images, or of "
+            f"an .npz. Write --out {shown_path(path.with_suffix(''))}."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +46,7 @@ class Drawing:
 
     def write(self, out: str, description: Mapping[str, object]) -> None:
         """Into the sample set `out`, or the file of that name with .npz; prints where. description: `request.json`."""
-        if out.endswith(".npz"):
+        if out.lower().endswith(".npz"):
             self._to_npz(out)
         else:
             self._to_directory(Path(out), description)
@@ -47,15 +64,17 @@ class Drawing:
             missing = frozenset(k for k in range(num) if not samples.has(k))
             if missing and len(missing) < num:
                 say(f"{num - len(missing)} of {num} images are there; making the rest")
-            for batch in self._made(missing, "continues"):
-                new = [k for k in range(batch.index, batch.index + len(batch.images)) if k in missing]
-                for k in new:
-                    samples.add(k, batch.images[k - batch.index])
-                samples.add_cost(len(new), batch.cost.per_image())
+            with self._stoppable(lambda: sum(map(samples.has, range(num))), "continues") as check:
+                for batch in self._made(missing):
+                    new = [k for k in range(batch.index, batch.index + len(batch.images)) if k in missing]
+                    for k in new:
+                        samples.add(k, batch.images[k - batch.index])
+                    samples.add_cost(len(new), batch.cost.per_image())
+                    check()
             picture = samples.finish(self.labels, self.request.classes, self.seed)
             cost = samples.cost()
         said = "" if cost is None else f"; {cost_text(cost)}"
-        print(f"{shown_path(samples.directory)} ({_images(num)}{said}; overview: {shown_path(picture)})")
+        print(f"{shown_path(samples.directory)} ({_counted(num, 'image')}{said}; overview: {shown_path(picture)})")
 
     def _to_npz(self, out: str) -> None:
         import numpy as np
@@ -71,36 +90,54 @@ class Drawing:
             raise UsageError(f"{shown_path(out)} exists. Choose another --out, or remove it.")
         files.require_writable(out)
         num = len(self.labels)
-        made = list(self._made(frozenset(range(num)), "starts again: an .npz is written in one piece"))
+        made: list[Batch] = []
+        again = "starts again: an .npz is written in one piece"
+        with self._stoppable(lambda: sum(len(batch.images) for batch in made), again) as check:
+            for batch in self._made(frozenset(range(num))):
+                made.append(batch)
+                check()
         write_npz(Path(out), np.concatenate([batch.images for batch in made]), self.labels)
         costs = [(len(batch.images) / num, batch.cost.per_image()) for batch in made]
         mean = {name: sum(share * cost[name] for share, cost in costs) for name in costs[0][1]}
         say(cost_text(mean))
         print(shown_path(Path(out)))
 
-    def _made(self, wanted: frozenset[int], again: str) -> Iterator[Batch]:
-        """The batches with a wanted image, with progress; stops between two of them when asked to.
-
-        again: what the same command does after that.
-        """
+    def _made(self, wanted: frozenset[int]) -> Iterator[Batch]:
+        """The batches with a wanted image, with progress."""
         from adm.cli._progress import bar
-        from adm.runtime.errors import StoppedError
-        from adm.runtime.signals import stop_requests
         from adm.studies.generate import batches
 
         request, num, steps = self.request, len(self.labels), len(self.request.chain)
         size = min(self.batch_size, num)
-        with bar(f"{self.doing} {_images(num)} x {steps} steps", num * steps) as shown, stop_requests() as stop:
+        with bar(f"{self.doing} {_counted(num, 'image')} x {_counted(steps, 'step')}", num * steps) as shown:
 
             def on_step(index: int, step: int) -> None:
                 shown.update(index * steps + (step + 1) * min(size, num - index))
 
-            for batch in batches(request, self.labels, self.seed, size, wanted.__contains__, on_step, self.low_res):
-                yield batch
-                done = batch.index + len(batch.images)
-                if stop() and done < num:
-                    raise StoppedError(f"stopped after {done} of {num} images; the same command {again}.")
+            yield from batches(request, self.labels, self.seed, size, wanted.__contains__, on_step, self.low_res)
+
+    @contextmanager
+    def _stoppable(self, num_done: Callable[[], int], again: str) -> Iterator[Callable[[], None]]:
+        """Within the block, a first signal stops at the function that is given, unless all images are done, and a
+        second one at once; either says how many are. again: what the same command does after that."""
+        from adm.runtime.errors import StoppedError
+        from adm.runtime.signals import stop_requests
+
+        def stopped(how: str) -> StoppedError:
+            return StoppedError(f"{how} after {num_done()} of {num} images; the same command {again}.")
+
+        num = len(self.labels)
+        try:
+            with stop_requests() as stop:
+
+                def check() -> None:
+                    if stop() and num_done() < num:
+                        raise stopped("stopped")
+
+                yield check
+        except KeyboardInterrupt as error:
+            raise stopped("interrupted") from error
 
 
-def _images(num: int) -> str:
-    return "1 image" if num == 1 else f"{num} images"
+def _counted(num: int, what: str) -> str:
+    return f"1 {what}" if num == 1 else f"{num} {what}s"

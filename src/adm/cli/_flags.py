@@ -10,7 +10,12 @@ from typing import Annotated
 
 import tyro
 
-__all__ = ["ChainSteps", "Device", "ImagesOut", "SamplerSpec", "Settings", "components_table", "settings_table"]
+from adm.cli._components import DRAWING
+
+__all__ = [
+    *("ChainSteps", "Device", "ImagesOut", "SamplerSpec", "Settings"),
+    *("components_list", "components_table", "settings_table"),
+]
 
 Settings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
@@ -30,13 +35,19 @@ ChainSteps = Annotated[
     ),
 ]
 
-SamplerSpec = Annotated[str, tyro.conf.arg(metavar="SPEC", help="A file of adm/sampling, such as ddim:eta=0.3.")]
+SamplerSpec = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="SPEC",
+        help="A name, with options as name:option=value,option=value, such as ddim:eta=0.3; listed below.",
+    ),
+]
 
 
-def settings_table(values: Mapping[str, str], meanings: Mapping[str, str]) -> str:
+def settings_table(values: Mapping[str, str], meanings: Mapping[str, str], example: str = "optimizer.lr=1e-4") -> str:
     """What follows --help of a command with --set: each dotted name, its default and its meaning."""
     width = shutil.get_terminal_size((100, 24)).columns
-    lines = ["settings, as in --set optimizer.lr=1e-4 (name=default: meaning):", ""]
+    lines = [f"settings, as in --set {example} (name=default: meaning):", ""]
     for name, value in values.items():
         entry = f"{name}={value}: {meanings.get(name, '').replace('None', 'none')}"
         lines += textwrap.wrap(entry, max(40, width - 2), initial_indent="  ", subsequent_indent="      ")
@@ -45,30 +56,33 @@ def settings_table(values: Mapping[str, str], meanings: Mapping[str, str]) -> st
 
 def components_table() -> str:
     """What follows --help of a command that samples: each sampler and guidance, and the claim of its docstring."""
+    lines: list[str] = []
+    for flag, room in DRAWING.items():
+        lines += ["", f"{flag}, as in {flag} NAME:option=value,option=value:", "", *components_list(room)]
+    return "\n".join([*lines, "", "What the options of one mean: adm sample --sampler NAME --guidance NAME --help."])
+
+
+def components_list(room: str) -> list[str]:
+    """Lines with each component of the room: its name, the claim of its docstring, and its options with defaults."""
     from adm.runtime import lookup
 
     columns = max(60, shutil.get_terminal_size((100, 24)).columns - 2)
+    names = lookup.available(room)
+    width = max(map(len, names))
     lines: list[str] = []
-    for flag, room in (("sampler", "sampling"), ("guidance", "guidance")):
-        lines += ["", f"--{flag}, as in --{flag} NAME:option=value,option=value:", ""]
-        names = lookup.available(room)
-        width = max(map(len, names))
-        for name in names:
-            component = lookup.find(room, name)
-            claim = " ".join((component.__doc__ or "").partition("\n\n")[0].split())
-            indent = " " * (width + 4)
-            lines += textwrap.wrap(claim, columns, initial_indent=f"  {name:<{width}}  ", subsequent_indent=indent)
-            options = _options(lookup.arguments(component))
-            lines += textwrap.wrap(options, columns, initial_indent=f"{indent}(", subsequent_indent=indent)
-    return "\n".join(lines)
+    for name in names:
+        component = lookup.find(room, name)
+        claim = " ".join((component.__doc__ or "").partition("\n\n")[0].split())
+        indent = " " * (width + 4)
+        lines += textwrap.wrap(claim, columns, initial_indent=f"  {name:<{width}}  ", subsequent_indent=indent)
+        options = _options(lookup.arguments(component))
+        lines += textwrap.wrap(options, columns, initial_indent=f"{indent}(", subsequent_indent=indent)
+    return lines
 
 
 def _options(arguments: Mapping[str, inspect.Parameter]) -> str:
     """Each option with its default, and those without that must be given."""
-    from adm.runtime._spelling import spelled
+    from adm.runtime.options import written
 
-    shown = [
-        name if argument.default is argument.empty else f"{name}={spelled(argument.default)}"
-        for name, argument in arguments.items()
-    ]
+    shown = [written(name, argument) for name, argument in arguments.items()]
     return f"{', '.join(shown)})" if shown else ""

@@ -23,6 +23,9 @@ def parse(command: type, name: str, words: Sequence[str]) -> Any:
     """The command's dataclass filled from the words. Raises UsageError, or HelpShown after --help."""
     import tyro
 
+    if {"-h", "--help"} & set(words) and (text := _help_of_components(words, command)):
+        print(text)
+        raise HelpShown
     problem = io.StringIO()  # tyro draws a box; what it says is wanted as one line
     try:
         with redirect_stderr(problem):
@@ -34,6 +37,14 @@ def parse(command: type, name: str, words: Sequence[str]) -> Any:
             raise HelpShown from None
     said = _wrong_flag(words, command) or _in_words(_from_box(problem.getvalue()), command)
     raise UsageError(f"{name}{said} Try adm {name} --help.")
+
+
+def _help_of_components(words: Sequence[str], command: type) -> str:
+    """--help beside the names of components is about these; empty where none is named."""
+    from adm.cli._components import component_help
+
+    named = command.components(words) if hasattr(command, "components") else []
+    return "\n\n".join(component_help(room, name) for room, name in named)
 
 
 def _joined(words: Sequence[str]) -> list[str]:

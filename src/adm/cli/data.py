@@ -92,7 +92,7 @@ class Pack:
         from pathlib import Path
 
         from adm.cli._progress import say, stages
-        from adm.data import open_dataset
+        from adm.data import leaving_out_by, open_dataset
         from adm.data._pack_writer import check_destination, pack_images
         from adm.data.pack import Pack
         from adm.runtime.errors import UsageError
@@ -108,13 +108,14 @@ class Pack:
             )
         check_destination(out)
         with stages() as shown, stop_requests() as stop:
-            dataset = open_dataset(
-                self.path,
-                channels=self.channels,
-                labels_from=self.labels_from,
-                skip_bad=self.skip_bad,
-                progress=lambda done, total: shown("opening", done, total, ""),
-            )
+            with leaving_out_by("--skip-bad"):
+                dataset = open_dataset(
+                    self.path,
+                    channels=self.channels,
+                    labels_from=self.labels_from,
+                    skip_bad=self.skip_bad,
+                    progress=lambda done, total: shown("opening", done, total, ""),
+                )
             for note in getattr(dataset, "notes", ()):
                 say(f"adm: note: {note}")
             pack_images(

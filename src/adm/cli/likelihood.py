@@ -46,7 +46,7 @@ class Likelihood:
         from pathlib import Path
 
         from adm.cli._progress import bar
-        from adm.data import open_dataset
+        from adm.data import leaving_out_by, open_dataset
         from adm.runtime import files
         from adm.runtime.device import pick_device
         from adm.runtime.errors import UsageError
@@ -60,7 +60,8 @@ class Likelihood:
                 raise UsageError(f"{shown_path(self.out)} exists. Choose another --out, or remove it.")
         require_presets(self.model)
         model = load_diffusion(self.model, pick_device(self.device))
-        dataset = open_dataset(self.data, channels=model.image_shape[0] if model.image_shape else None)
+        with leaving_out_by(None):
+            dataset = open_dataset(self.data, channels=model.image_shape[0] if model.image_shape else None)
         with bar("likelihood", 1) as shown:
             result = measure_likelihood(
                 model,

@@ -95,7 +95,11 @@ class PlanTrain:
         from adm.training.presets import PRESETS
 
         width = max(map(len, PRESETS))
-        lines = [f"  {name:<{width}}  {preset.what} ({', '.join(preset.jobs)})" for name, preset in PRESETS.items()]
+        lines = [
+            f"  {name:<{width}}  {preset.what} ({', '.join(preset.jobs)}"
+            + (f"; label dropout {preset.label_dropout:g})" if preset.label_dropout else ")")
+            for name, preset in PRESETS.items()
+        ]
         return "\n".join(["presets, as in --preset cifar32:", "", *lines])
 
 

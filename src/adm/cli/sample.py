@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings, components_table
+from adm.cli._components import DRAWING, named_by_flags
+from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings, components_table, settings_table
 
 if TYPE_CHECKING:
     from adm.studies.request import Request
@@ -19,8 +21,8 @@ COMMANDS: dict[str, type] = {}
 class SampleSettings:
     """What --set can change.
 
-    weights: ema, model, or ema-1 and so on of a run with ema.others. precision: bfloat16 is autocast around the
-    networks.
+    batch_size: images at once. weights: ema, model, or ema-1 and so on of a run with ema.others. precision: bfloat16
+    is autocast around the networks.
     """
 
     batch_size: int = 64
@@ -72,7 +74,7 @@ class Sample:
 
     def run(self) -> None:
         from adm.checkpoints.load import check_weights
-        from adm.cli._drawing import Drawing
+        from adm.cli._drawing import Drawing, check_out
         from adm.cli._progress import say
         from adm.runtime.config import override
         from adm.runtime.device import pick_device
@@ -80,6 +82,7 @@ class Sample:
         from adm.studies.labels import parse_labels
         from adm.studies.request import prepare_named
 
+        check_out(self.out)
         settings = override(SampleSettings(), self.set)
         check_weights(settings.weights)
         given = None if self.labels is None else parse_labels(self.labels)
@@ -95,8 +98,12 @@ class Sample:
         drawing.write(self.out, self._description(request, settings))
 
     @staticmethod
+    def components(words: Sequence[str]) -> list[tuple[str, str]]:
+        return named_by_flags(words, DRAWING)
+
+    @staticmethod
     def more_help() -> str:
-        return components_table()
+        return more_help(SampleSettings())
 
     def _description(self, request: Request, settings: SampleSettings) -> dict[str, object]:
         """All that the images are a function of, as JSON; `num` is not part of it, so a set can grow."""
@@ -114,6 +121,15 @@ class Sample:
             "precision": settings.precision,
             "image_shape": list(request.model.image_shape or ()),
         }
+
+
+def more_help(settings: SampleSettings) -> str:
+    """What follows --help of a command with these settings: they, the samplers and the guidances."""
+    from adm.runtime._spelling import spelled
+    from adm.runtime.config import meanings
+
+    values = {name: spelled(value) for name, value in vars(settings).items()}
+    return f"{settings_table(values, meanings(settings), 'batch_size=16')}\n{components_table()}"
 
 
 COMMANDS = {"sample": Sample}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import tyro
 from adm.cli._flags import Device
 
 COMMANDS: dict[str, type] = {}
+ROOM = "studies.experiments"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Study:
         from adm.runtime.signals import stop_requests
         from adm.runtime.text import shown_path
 
-        study = lookup.build("studies.experiments", self.name)
+        study = lookup.build(ROOM, self.name)
         out = Path(self.out or f"studies/{lookup.parse_spec(self.name).name}")
         device = pick_device(self.device)
         files.make_directory(out)
@@ -52,15 +54,18 @@ class Study:
                 print(f"\n{table}\n\nreport: {shown_path(report)}")
 
     @staticmethod
-    def more_help() -> str:
+    def components(words: Sequence[str]) -> list[tuple[str, str]]:
         from adm.runtime import lookup
 
-        lines = ["studies (options as in NAME:option=value):", ""]
-        for name in lookup.available("studies.experiments"):
-            component = lookup.find("studies.experiments", name)
-            options = ", ".join(f"{field}={value}" for field, value in vars(component()).items())
-            lines.append(f"  {name}: {(component.__doc__ or '').splitlines()[0]} ({options})")
-        return "\n".join(lines)
+        names = [word.partition(":")[0].replace("-", "_") for word in words]
+        return [(ROOM, name) for name in names if name in lookup.available(ROOM)][:1]
+
+    @staticmethod
+    def more_help() -> str:
+        from adm.cli._flags import components_list
+
+        head = "studies, as in adm study NAME:option=value,option=value:"
+        return "\n".join([head, "", *components_list(ROOM), "", "What the options of one mean: adm study NAME --help."])
 
 
 COMMANDS = {"study": Study}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings, components_table
-from adm.cli.sample import SampleSettings
+from adm.cli._components import DRAWING, named_by_flags
+from adm.cli._flags import ChainSteps, Device, ImagesOut, SamplerSpec, Settings
+from adm.cli.sample import SampleSettings, more_help
 
 if TYPE_CHECKING:
     from adm.studies.request import Request
@@ -19,11 +21,7 @@ COMMANDS: dict[str, type] = {}
 
 @dataclass(frozen=True)
 class UpsampleSettings(SampleSettings):
-    """What --set can change.
-
-    batch_size: images at once. weights: ema, model, or ema-1 and so on of a run with ema.others. precision: bfloat16
-    is autocast around the networks.
-    """
+    """What --set can change."""
 
     batch_size: int = 16
 
@@ -72,7 +70,7 @@ class Upsample:
 
     def run(self) -> None:
         from adm.checkpoints.load import check_weights
-        from adm.cli._drawing import Drawing
+        from adm.cli._drawing import Drawing, check_out
         from adm.cli._progress import bar, say
         from adm.runtime.config import override
         from adm.runtime.device import pick_device
@@ -82,6 +80,7 @@ class Upsample:
         from adm.studies.small_images import check_there, open_small
         from adm.studies.upsample import channels_of, check_small, labels_of
 
+        check_out(self.out)
         settings = override(UpsampleSettings(), self.set)
         check_weights(settings.weights)
         given = None if self.labels is None else parse_labels(self.labels)
@@ -110,8 +109,12 @@ class Upsample:
         drawing.write(self.out, self._description(request, small, settings))
 
     @staticmethod
+    def components(words: Sequence[str]) -> list[tuple[str, str]]:
+        return named_by_flags(words, DRAWING)
+
+    @staticmethod
     def more_help() -> str:
-        return components_table()
+        return more_help(UpsampleSettings())
 
     def _description(self, request: Request, small: SmallImages, settings: UpsampleSettings) -> dict[str, object]:
         """All that the images are a function of, as JSON; `num` is not part of it, so a set can grow."""

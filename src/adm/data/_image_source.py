@@ -16,6 +16,7 @@ from adm.data._dataset import Dataset, open_dataset
 from adm.data._file_tree import FolderTree, ZipTree
 from adm.data._image_files import CROPPED, ImageFiles
 from adm.data._images import center_crop, image_size_pair
+from adm.data._listing import leaving_out_by
 from adm.data._npz import ArrayImages, is_array_file, looks_like_float
 from adm.data._open_file import OpenFile
 from adm.data.pack import is_pack
@@ -199,7 +200,8 @@ class _DatasetImages:
 
 def _by_name(text: str, progress: Callable[[int, int], None] | None) -> Dataset:
     try:
-        dataset = open_dataset(text, progress=progress)
+        with leaving_out_by(None):
+            dataset = open_dataset(text, progress=progress)
     except DataError:
         if ":" in text:
             raise

@@ -16,7 +16,7 @@ from adm.data._file_tree import FileTree
 from adm.data._images import Unreadable
 from adm.data._label_table import CLASSES, LabelTable, number
 from adm.data._labels import DOCUMENTS, LabelRule, class_order, label_rule, refuse_look_alikes
-from adm.data._listing import mixed_layout, nfc, no_images, unreadable
+from adm.data._listing import UnreadableImagesError, mixed_layout, nfc, no_images, unreadable
 from adm.runtime.errors import DataError, UsageError
 from adm.runtime.text import one_line, shown_path
 
@@ -70,7 +70,7 @@ class LabelledFiles:
                 raise DataError(unreadable(tree.path, loose.bad, 0))
             found = scan(tree, read, wanted, progress, record, skip_bad=skip_bad)
         if found.bad and not skip_bad:
-            raise DataError(f"{unreadable(tree.path, found.bad, len(found.images))}, or set skip_bad to leave out")
+            raise UnreadableImagesError(unreadable(tree.path, found.bad, len(found.images)))
         if not found.images:
             raise DataError(no_images(tree.path, len(found.others) + len(found.bad)))
         if record is not None:
@@ -121,11 +121,7 @@ class LabelledFiles:
     def _notes(self, found: Scan, others: list[str], unlisted: int, rule: LabelRule, ordered: bool) -> Iterator[str]:
         yield from _class_notes(self.class_names, self.labels, ordered)
         if found.bad:
-            num, first = len(found.bad), sorted(found.bad.items())[:2]
-            reasons = "; ".join(f"{one_line(name, 40)!r} ({one_line(why, 40)})" for name, why in first)
-            share = 100 * num / (num + len(self))
-            more = f" and {num - 2} more" if num > 2 else ""
-            yield f"{num} unreadable images ({share:.2g} %) are left out: {reasons}{more}"
+            yield left_out_note(found.bad, len(self))
         if unlisted:
             yield f"{unlisted} files that {rule.where} does not list are left out"
         if self.skipped:
@@ -137,6 +133,15 @@ class LabelledFiles:
         yield from _twins(self.paths, self.labels, self.hashes)
         if not self.class_names:
             yield from _prefix_note(self.paths)
+
+
+def left_out_note(bad: dict[str, str], num_good: int) -> str:
+    """bad: the reason why by name. num_good: the images that are not left out."""
+    num, first = len(bad), sorted(bad.items())[:2]
+    reasons = "; ".join(f"{one_line(name, 40)!r} ({one_line(why, 40)})" for name, why in first)
+    images = "image is" if num == 1 else "images are"
+    more = f" and {num - 2} more" if num > 2 else ""
+    return f"{num} unreadable {images} left out ({100 * num / (num + num_good):.2g} %): {reasons}{more}"
 
 
 def content_fingerprint(names: tuple[str, ...], labels: NDArray[np.int64], hashes: NDArray[np.uint8]) -> str:

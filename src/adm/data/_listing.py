@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +16,11 @@ from adm.runtime.text import one_line, shown_path
 __all__ = [
     "IMAGE_SUFFIXES",
     "Listing",
+    "UnreadableImagesError",
     "check_link",
     "class_names",
     "is_hidden",
+    "leaving_out_by",
     "list_files",
     "mixed_layout",
     "nfc",
@@ -26,6 +30,26 @@ __all__ = [
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp"}
 NEVER_READ = {"Thumbs.db", "desktop.ini", "__MACOSX"}
+
+
+class UnreadableImagesError(DataError):
+    """Images that cannot be read, where all of the data were asked for.
+
+    said: which, why, and to mend them. way: how the caller can have them left out, None if there is no way.
+    """
+
+    def __init__(self, said: str, way: str | None = "skip_bad=True") -> None:
+        super().__init__(said if way is None else f"{said}, or leave out with {way}")
+        self.said = said
+
+
+@contextmanager
+def leaving_out_by(way: str | None) -> Iterator[None]:
+    """Within it, a refusal of unreadable images names the way that whoever asked has, instead of Python's."""
+    try:
+        yield
+    except UnreadableImagesError as error:
+        raise UnreadableImagesError(error.said, way) from None
 
 
 @dataclass(frozen=True)

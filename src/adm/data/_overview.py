@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
-from adm.data._pictures import grid
+from adm.data._pictures import enlarged, grid
+from adm.runtime.errors import UsageError
 
 __all__ = ["overview"]
 
@@ -19,17 +21,22 @@ STRIP = 13
 """Pixels below an image for a line of text of that size."""
 
 
-def overview(images: NDArray[np.uint8], captions: Sequence[str] = ()) -> NDArray[np.uint8]:
+def overview(
+    images: Tensor | NDArray[np.uint8], captions: Sequence[str] = (), columns: int | None = None
+) -> NDArray[np.uint8]:
     """One uint8 (H, W, C) picture of uint8 images (N, H, W, C), each at least 64 pixels wide; whole pixels, repeated.
 
-    captions: one for each image, shortened to its width; none leaves no room for them.
+    captions: one for each image, shortened to its width; none leaves no room for them. columns: images in a row (None:
+    the nearest to a square). Equal arguments give equal pixels. Raises UsageError.
     """
-    scale = max(1, -(-MIN_WIDTH // images.shape[2]))
-    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    width = images.shape[2] if images.ndim == 4 else MIN_WIDTH
+    large = enlarged(images, -(-MIN_WIDTH // max(1, width)))
+    if captions and len(captions) != len(large):
+        raise UsageError(f"{len(captions)} captions for {len(large)} images: give one for each, or none")
     if any(captions):
-        strips = [_strip(caption, images.shape[2], images.shape[3]) for caption in captions]
-        images = np.concatenate([images, np.stack(strips)], axis=1)
-    return grid(images)
+        strips = [_strip(caption, large.shape[2], large.shape[3]) for caption in captions]
+        large = np.concatenate([large, np.stack(strips)], axis=1)
+    return grid(large, columns)
 
 
 def _strip(text: str, width: int, channels: int) -> NDArray[np.uint8]:

@@ -41,12 +41,9 @@ def grid(images: Tensor | Pixels, columns: int | None = None, pad: int = 2, scal
     """One uint8 (H, W, C) picture of uint8 images (N, H, W, C), row by row on white.
 
     columns: images in a row (None: the nearest to a square); pad: pixels around each image; scale: each pixel
-    becomes scale x scale.
+    becomes scale x scale. `overview` is for people: large enough to see, and with a caption below each image.
     """
-    array = np.asarray(images.cpu() if isinstance(images, Tensor) else images)
-    if array.dtype != np.uint8 or array.ndim != 4 or not len(array):
-        raise UsageError(f"a grid of {array.dtype} {array.shape}: give one or more uint8 images (N, H, W, C)")
-    array = array.repeat(scale, axis=1).repeat(scale, axis=2)
+    array = enlarged(images, scale)
     n, height, width, channels = array.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = -(-n // columns)
@@ -55,6 +52,14 @@ def grid(images: Tensor | Pixels, columns: int | None = None, pad: int = 2, scal
     picture = cells.reshape(rows, columns, height + pad, width + pad, channels).swapaxes(1, 2)
     picture = picture.reshape(rows * (height + pad), columns * (width + pad), channels)
     return np.pad(picture, ((0, pad), (0, pad), (0, 0)), constant_values=255)
+
+
+def enlarged(images: Tensor | Pixels, scale: int) -> Pixels:
+    """uint8 images (N, H, W, C) with each pixel scale x scale. Raises UsageError for what is no images."""
+    array = np.asarray(images.cpu() if isinstance(images, Tensor) else images)
+    if array.dtype != np.uint8 or array.ndim != 4 or not len(array):
+        raise UsageError(f"a grid of {array.dtype} {array.shape}: give one or more uint8 images (N, H, W, C)")
+    return array.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
 def png_bytes(image: Tensor | Pixels) -> bytes:

@@ -1,7 +1,8 @@
 """Timestep grids: at which noise levels a chain asks the network.
 
 A grid is a list of timesteps, rising, whole or real; `Chain` takes any. A real t lies between two entries of the
-schedule's table: networks were trained on whole ones, but rounding would cost high-order rules their order.
+schedule's table: networks were trained on whole ones, but rounding would cost high-order rules their order. Named
+grids have T timesteps at most, as many as the network has learned to tell apart.
 """
 
 from __future__ import annotations

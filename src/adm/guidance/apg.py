@@ -24,12 +24,16 @@ class AdaptiveProjectedGuidance:
     """Classifier-free guidance without the part of D_c - D_u along D_c, which oversaturates (Sadat et al. 2024,
     section 4): D_c + (weight - 1) (orthogonal + parallel * along), for each image by itself.
 
-    weight, model: as for ClassifierFreeGuidance, which it is at parallel=1, norm=None, momentum=0. parallel: the share
-    of the part along D_c that stays (eta of the paper). norm: the longest that D_c - D_u may be, as the square root of
-    a sum over an image's pixels, so it grows with the image's size (r of the paper); None: any length.
-    momentum: the difference becomes difference + momentum * (what it became in the evaluation before), within one
-    trajectory and in every evaluation of rules that take several a step (beta of the paper, which is negative there:
-    -0.5 pushes each away from the last). Beyond a trajectory nothing is remembered.
+    weight: of the difference, as for classifier-free guidance; 1 switches it off. model: predicts without the label;
+    None: the model itself, asked for the label -1. Both are as for ClassifierFreeGuidance, which it is at parallel=1,
+    norm=None, momentum=0.
+    parallel: the share of the part along D_c that stays, 0 for none (eta of the paper).
+    norm: the longest that D_c - D_u may be, as the square root of a sum over an image's pixels, so it grows with the
+    image's size (r of the paper); None: any length.
+    momentum: the share of the difference of the evaluation before that is added to this one's (beta of the paper, -0.5
+    there, which pushes each away from the last). The difference becomes difference + momentum * (what it became
+    before), within one trajectory and in every evaluation of rules that take several a step. Beyond a trajectory
+    nothing is remembered.
     """
 
     weight: float = 2.0

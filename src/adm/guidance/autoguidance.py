@@ -25,8 +25,8 @@ class Autoguidance:
 
     model: the worse one, which makes the same kind of errors in a stronger form: a smaller network, an earlier
     checkpoint, a shorter average of the weights. One that knows no classes is accepted; another schedule or image size
-    is refused with a ValueError. weight: 1 switches it off, without evaluations; 1.7 to 2.5 were published.
-    All images are guided, those with label -1 too. Variance and guidance gradient stay those of D.
+    is refused with a ValueError. weight: of the difference: 1 switches it off, without evaluations; 1.7 to 2.5 were
+    published. All images are guided, those with label -1 too. Variance and guidance gradient stay those of D.
     """
 
     model: Denoiser

@@ -36,8 +36,9 @@ class Classifier(Protocol):
 class ClassifierGuidance:
     """Adds scale * grad log p(y | x_t, t) to the guidance gradient (ADM section 4; the sampler does Alg. 1 or 2).
 
-    classifier: trained on the model's own schedule and image size; another is refused with a ValueError, one that
-    does not say is accepted; what is no classifier is refused at once. scale: 0 switches it off, without evaluations.
+    classifier: a run or a preset of a classifier of noisy images, trained on the model's own schedule and image size.
+    Another is refused with a ValueError, one that does not say is accepted; what is no classifier is refused at once.
+    scale: how strong; 0 switches it off, without evaluations.
     temperature: divides the logits before the softmax, so p(y | x_t, t) is proportional to exp(logit_y / temperature);
     below 1 the classifier is surer than it was trained to be (adm.guidance.fit_temperature finds the honest one).
     Labels come from `Condition.label`; an image with label -1 is not guided.

@@ -21,11 +21,12 @@ __all__ = ["ClassifierFreeGuidance"]
 class ClassifierFreeGuidance:
     """D_u + weight (D_c - D_u), of predictions with and without the label (Ho & Salimans 2022, Eq. 6, w = weight - 1).
 
-    weight: 1 switches it off, without evaluations; 0 leaves the unconditional prediction, and the paper's best FID was
-    at 1.1 to 1.3. model: predicts without the label, such as the released unconditional 256x256 model beside the
-    conditional one; of the same schedule and image size, or it is refused with a ValueError. None: the denoiser does,
-    asked for the label -1, both in one batch of twice the size. That is what a model was trained for only if some
-    labels were left out in training (label_dropout): the prediction of another for -1 has no meaning.
+    weight: of the difference: 1 switches it off, without evaluations, 0 leaves the unconditional prediction, and the
+    paper's best FID was at 1.1 to 1.3. model: predicts without the label, such as the released unconditional 256x256
+    model beside the conditional one; None: the model itself, asked for the label -1. Another model must be of the same
+    schedule and image size, or it is refused with a ValueError. Without one, both are asked in one batch of twice the
+    size. That is what a model was trained for only if some labels were left out in training (label_dropout): the
+    prediction of another for -1 has no meaning.
     An image with label -1 is not guided. Variance and guidance gradient stay those of D_c.
     """
 

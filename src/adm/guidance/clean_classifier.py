@@ -36,14 +36,16 @@ class CleanClassifierGuidance:
     linear schedule to 5 % from t = 0.1 T on.
 
     classifier: images in [-1, 1] (N, C, H, W) -> logits (N, K), such as `smoothed(resnet)`; or an
-        adm.NoisyClassifier, which is asked at t = 0. scale: 0 switches the guidance off, without evaluations.
-    tau1, tau2: p(y | x_0) is exp(tau1 f_y) / sum_j exp(tau2 f_j) of the logits f. (1, 1) is the plain softmax; a
+        adm.NoisyClassifier, which is asked at t = 0. scale: how strong; 0 switches it off, without evaluations.
+    tau1, tau2: p(y | x_0) is exp(tau1 f_y) / sum_j exp(tau2 f_j) of the logits f; 1 and 1 are the plain softmax, a
         smaller tau2 also asks for a high f_y, and not for small others alone.
-    temperature: divides the logits before, see `fit_temperature`.
-    jacobian: the number for d x_0 / d x_t. "gaussian": that of normal data of EDM's sigma_data = 0.5, which is
-        alpha v / (alpha^2 v + sigma^2) with v = 0.25; x_0 moves by at most v times the gradient, in every sampler.
-        "identity": 1, as published, for DDPM alone, whose Sigma keeps it in bounds. An ODE rule moves x_0 by
-        sigma^2 / alpha times it, which at large noise drives all images of a class to one.
+    gamma: how much stronger it is at small noise, by the factor 1 + gamma sin(pi u) / u, u = t / T; 0 is the same
+        everywhere, 0.3 was published.
+    temperature: divides the logits before that; `fit_temperature` finds the one of an honest classifier.
+    jacobian: the number for d x_0 / d x_t, "gaussian", that of normal data of EDM's sigma_data = 0.5, or "identity", 1,
+        as published, for DDPM alone. The first is alpha v / (alpha^2 v + sigma^2) with v = 0.25; x_0 moves by at most
+        v times the gradient, in every sampler. Under the second DDPM's Sigma keeps it in bounds; an ODE rule moves x_0
+        by sigma^2 / alpha times it, which at large noise drives all images of a class to one.
     mean, std: what the classifier's images were normalised with, in [0, 1], one number or one a channel; None: it
         takes images in [-1, 1] as they are.
     size: the side to which x_0 is resized; None: that of the classifier if it says one (`image_shape`), else x_0's own.

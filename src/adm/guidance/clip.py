@@ -17,6 +17,7 @@ __all__ = ["Clip"]
 class Clip:
     """Clamp the predicted x_0 to [-limit, limit], as the released clip_denoised does; eps follows.
 
+    limit: the bound; images lie in [-1, 1].
     after: clamp what the gradient has made of x_0, as few-step solvers want; a plain Clip may stand beside it. The
     gradient is then folded into eps at (x_t, t) for every sampler (ADM Alg. 2), DDPM too.
     """

@@ -21,8 +21,9 @@ class DynamicThreshold:
     et al. 2022, section 2.3); eps follows.
 
     An image inside [-1, 1] is untouched, and every other is brought inside it. Large guidance then saturates fewer
-    pixels than under Clip, which it replaces. For images alone: latents know no such bounds. quantile: 0.995 is the
-    published one of large weights; 1 only rescales. after: bound what the gradient has made of x_0, as Clip does.
+    pixels than under Clip, which it replaces. For images alone: latents know no such bounds. quantile: which of |x_0|
+    the bound s is; 0.995 is the published one of large weights, 1 only rescales. after: bound what the gradient has
+    made of x_0, as Clip does.
     """
 
     quantile: float = 0.995

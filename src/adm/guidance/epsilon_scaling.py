@@ -21,10 +21,10 @@ __all__ = ["EpsilonScaling"]
 class EpsilonScaling:
     """eps / (factor + slope * t): a little less noise than predicted (Ning et al. 2023, lambda_t = k t + b).
 
-    factor: 1.004 to 1.017 were published for ADM's models and 100 steps, more for fewer; 1 with slope 0 switches it
-    off. slope: per timestep of the model, t from 0 to T - 1; a slope published for the steps of a chain of n links is
-    to be multiplied by (n - 1) / (T - 1). The learned variance is untouched. Raises ValueError for a divisor that is
-    not positive at every timestep.
+    factor: the divisor of eps at t = 0; 1.004 to 1.017 were published for ADM's models and 100 steps, more for fewer,
+    and 1 with slope 0 switches it off. slope: what the divisor gains per timestep of the model, t from 0 to T - 1. A
+    slope published for the steps of a chain of n links is to be multiplied by (n - 1) / (T - 1). The learned variance
+    is untouched. Raises ValueError for a divisor that is not positive at every timestep.
     """
 
     factor: float = 1.005

@@ -22,10 +22,10 @@ __all__ = ["Interval"]
 class Interval:
     """Another guidance where low < sigma / alpha <= high, and none elsewhere (Kynkäänniemi et al. 2024).
 
-    of: the guidance; what it evaluates is saved where it is off. low, high: noise-to-signal ratios, EDM's sigma; (0.19,
-    1.61] was published for latents of ImageNet at 512x512, which is t = 55 to 352 on the linear schedule and 112 to 642
-    on the cosine one. Each image has its own noise level if t is (N,); where some are
-    inside and some are not, all are evaluated with the guidance and without it, so a momentum of guidances beneath
+    of: the guidance; what it evaluates is saved where it is off. low, high: the noise-to-signal ratios, EDM's sigma,
+    between which it guides. (0.19, 1.61] was published for latents of ImageNet at 512x512, which is t = 55 to 352 on
+    the linear schedule and 112 to 642 on the cosine one. Each image has its own noise level if t is (N,); where some
+    are inside and some are not, all are evaluated with the guidance and without it, so a momentum of guidances beneath
     (`AdaptiveProjectedGuidance`) counts that evaluation twice. The level of the prediction decides, also for a
     gradient that a sampler asks for elsewhere. Raises ValueError for an empty interval.
     """

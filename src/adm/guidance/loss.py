@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -30,15 +31,25 @@ class LossGuidance:
     ||y - A(x_0)||^2 / (2 s^2) and scale 1. DPS' own step size, which divides by the norm, is that of function
     ||y - A(x_0)||.
 
+    Folded into eps, a gradient g moves x_0 by sigma^2 / alpha g (ADM Alg. 2). If x_0(x_t) is the mean of the images
+    behind x_t, sigma^2 / alpha times its Jacobian is their covariance, and so bounded. A network's Jacobian is wrong
+    by a little, and sigma / alpha is 164 where short chains begin: the error alone may move x_0 by many times the range
+    of images, in any direction. Guided or not, a mean of images lies where they lie; hence `limit`.
+
     function: x_0 (N, C, H, W) -> (N,), a loss for each image, made of differentiable torch operations; an argument
-    named `cond` receives the Condition. x_0 comes from the guidances before: where `Clip` holds it, its gradient is 0.
-    scale: 0 switches it off, without evaluations. An evaluation costs a pass through the network and one back, with
-    their memory: one for all losses that are given one after another, and one more for each that has another guidance
-    of the stage gradient between. Raises ValueError for a function that takes or returns something else.
+        named `cond` receives the Condition. It is asked for a batch at a time. x_0 comes from the guidances before:
+        where `Clip` holds it, its gradient is 0.
+    scale: how strong; 0 switches it off, without evaluations.
+    limit: the gradient does not move x_0 out of [-limit, limit], where images lie, nor further out; inf: no bound, as
+        published.
+    An evaluation costs a pass through the network and one back, with their memory: one for all losses of the same
+    limit that are given one after another, whose sum is bounded, and one more for each that has another guidance of
+    the stage gradient between. Raises ValueError for a function that takes or returns something else.
     """
 
     function: Callable[..., Tensor]
     scale: float = 1.0
+    limit: float = 1.0
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -47,6 +58,8 @@ class LossGuidance:
             )
         _call_arguments(self.function)
         check_scale(self.scale)
+        if not self.limit > 0:
+            raise ValueError(f"limit {self.limit}: choose a positive bound; images lie in [-1, 1], inf is no bound")
 
     @property
     def stage(self) -> Stage:
@@ -55,7 +68,7 @@ class LossGuidance:
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         if self.scale == 0:
             return denoiser
-        if isinstance(denoiser, _LossGuided):  # one pass serves neighbours
+        if isinstance(denoiser, _LossGuided) and denoiser.limit == self.limit:  # one pass serves neighbours
             return _LossGuided(denoiser.denoiser, (*denoiser.losses, self))
         return _LossGuided(denoiser, (self,))
 
@@ -80,6 +93,7 @@ class _LossGuided(GuidedDenoiser):
     def __init__(self, denoiser: Denoiser, losses: tuple[LossGuidance, ...]) -> None:
         super().__init__(denoiser)
         self.losses = losses
+        self.limit = losses[0].limit
 
     def __call__(self, x_t: Tensor, t: Time, cond: Condition = Condition()) -> Prediction:
         prediction, own = self._evaluate(x_t, t, cond)
@@ -94,10 +108,11 @@ class _LossGuided(GuidedDenoiser):
             prediction = self.denoiser(x, t, cond)
             total = cast(Tensor, sum(loss.loss(prediction.x0, cond).sum() for loss in self.losses))
             (gradient,) = torch.autograd.grad(total, x, create_graph=differentiable)
+        gradient = _within(self.limit, prediction, -gradient)
         if differentiable:
-            return prediction, -gradient
+            return prediction, gradient
         x0, var_frac = prediction.x0.detach(), prediction.var_frac.detach()
-        return replace(prediction, x_t=x_t, x0=x0, var_frac=var_frac), -gradient
+        return replace(prediction, x_t=x_t, x0=x0, var_frac=var_frac), gradient.detach()
 
     def _gradient(self, prediction: Prediction, t: Time, cond: Condition, own: Tensor) -> GuidanceGradient:
         x_t, others = prediction.x_t, prediction.guidance
@@ -108,6 +123,15 @@ class _LossGuided(GuidedDenoiser):
             return mine if others is None else others(x, time) + mine
 
         return gradient
+
+
+def _within(limit: float, prediction: Prediction, gradient: Tensor) -> Tensor:
+    """The gradient, where needed cut so that folded in it leaves x_0 in [-limit, limit], or no further out."""
+    if math.isinf(limit):
+        return gradient
+    x0 = prediction.x0
+    of_x0 = prediction.alpha / prediction.sigma.square().clamp(min=1e-12)  # at clean data sigma is 0, nothing moves
+    return gradient.clamp((-limit - x0).clamp(max=0) * of_x0, (limit - x0).clamp(min=0) * of_x0)
 
 
 def _call_arguments(function: Callable[..., Any]) -> tuple[str, ...]:

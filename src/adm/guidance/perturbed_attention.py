@@ -29,13 +29,13 @@ class PerturbedAttention:
     """D + scale (D - D'), where D' is the model with the maps of some self-attention replaced by the identity (Ahn et
     al. 2024, section 4). It needs no label and no second model.
 
-    scale: 0 switches it off, without evaluations. layers: "middle", or modules of the network by their paths, such as
-    decoder.blocks.3: all self-attention in them; what was published for the released 256x256 models is
-    ("encoder.blocks.13", "encoder.blocks.15", "encoder.blocks.16", "middle"), there input_blocks 14, 16, 17 and the
-    middle. Around other guidances of the stage mix, D and D' are still the model's own, with its condition, and
-    scale (D - D') is added to what the others made of x_0, as the paper adds it to classifier-free guidance. One more
-    evaluation of the network, two around others. Raises ValueError for a denoiser whose attention is out of reach and
-    for layers that it does not have.
+    scale: how strong; 0 switches it off, without evaluations. layers: modules of the network by their paths, all
+    self-attention in them, such as middle, decoder.blocks.3 or several, (middle,decoder.blocks.3). What was published
+    for the released 256x256 models is ("encoder.blocks.13", "encoder.blocks.15", "encoder.blocks.16", "middle"), there
+    input_blocks 14, 16, 17 and the middle. Around other guidances of the stage mix, D and D' are still the model's own,
+    with its condition, and scale (D - D') is added to what the others made of x_0, as the paper adds it to
+    classifier-free guidance. One more evaluation of the network, two around others. Raises ValueError for a denoiser
+    whose attention is out of reach and for layers that it does not have.
     """
 
     scale: float = 1.0

@@ -38,6 +38,9 @@ T = TypeVar("T")
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+SENTENCE_END = r"(?<!\bet al)(?<!\bAlg)(?<!\bEq)(?<!\be\.g)(?<!\bi\.e)\.(?= |$)"
+"""A full stop that is no abbreviation's: of a source, such as Ho et al. 2022, Eq. 3, the rest belongs to it."""
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The dataclass as JSON-able values: nested ones as dicts, tuples as lists, paths as strings."""
@@ -215,7 +218,7 @@ def meanings(config: Any) -> dict[str, str]:
             continue
         for cls in type(config).__mro__:
             text = " ".join((inspect.cleandoc(cls.__doc__ or "")).split())
-            if entry := re.search(rf"(?:^|\. ){field.name}: (.+?)(?:\.(?= |$)|$)", text):
+            if entry := re.search(rf"(?:^|\. ){field.name}: (.+?)(?:{SENTENCE_END}|$)", text):
                 choices = typing.get_args(hints[field.name]) if typing.get_origin(hints[field.name]) is Literal else ()
                 found[field.name] = entry[1] + (f" ({', '.join(map(str, choices))})" if choices else "")
                 break

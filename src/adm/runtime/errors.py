@@ -49,7 +49,7 @@ class ResourceError(AdmError):
 
 
 class DivergedError(AdmError):
-    """A loss, gradient or weight is no longer finite."""
+    """A loss, gradient, weight or image is no longer finite."""
 
     exit_code = 6
 

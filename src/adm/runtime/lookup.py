@@ -26,6 +26,16 @@ __all__ = ["Resolve", "Spec", "arguments", "available", "build", "find", "parse_
 Resolve = Callable[[Any, str], object]
 """(annotation, text) -> the object of that type which the text names, such as a model by its path."""
 
+NOUNS = {
+    "sampling": "sampler",
+    "guidance": "guidance",
+    "data": "data set",
+    "metrics": "metric",
+    "metrics.extractors": "feature extractor",
+    "studies.experiments": "study",
+}
+"""What a component of each room is called in messages."""
+
 PART = re.compile(r"[A-Za-z][A-Za-z0-9_]*", re.ASCII)
 
 
@@ -51,15 +61,19 @@ def find(room: str, name: str) -> Any:
     """
     normal = name.replace("-", "_")
     if not all(PART.fullmatch(part) for part in normal.split(".")):
-        raise UsageError(f"{room}: {one_line(name, 40)!r} is not a name. Use letters, digits, _ and dots.")
+        raise UsageError(f"{_noun(room)} {one_line(name, 40)!r} is not a name. Use letters, digits, _ and dots.")
     if "." in normal:
         return _find_dotted(room, normal)
     names = available(room)
     if normal not in names:
         guess = nearest(normal.lower(), names)
         choice = one_line(", ".join(names), 150)
-        raise UsageError(f"{room}: there is no {one_line(name, 40)!r}{guess} Choose one of: {choice}.")
+        raise UsageError(f"there is no {_noun(room)} {one_line(name, 40)!r}{guess} Choose one of: {choice}.")
     return _only_public(importlib.import_module(f"adm.{room}.{normal}"))
+
+
+def _noun(room: str) -> str:
+    return NOUNS.get(room, room)
 
 
 def _find_dotted(room: str, name: str) -> Any:
@@ -70,7 +84,7 @@ def _find_dotted(room: str, name: str) -> Any:
     module = _imported(room, parent)
     if module is None or not hasattr(module, attribute):
         raise UsageError(
-            f"{room}: {one_line(name)!r} is neither a module nor a name in one. "
+            f"{_noun(room)} {one_line(name)!r} is neither a module nor a name in one. "
             "Check the spelling, and that it is installed or on PYTHONPATH."
         )
     return getattr(module, attribute)
@@ -84,7 +98,9 @@ def _imported(room: str, name: str) -> types.ModuleType | None:
         missing = error.name or ""
         if f"{name}.".startswith(f"{missing}."):
             return None
-        raise UsageError(f"{room}: {one_line(name)!r} needs {missing!r}, which is missing. Install it.") from error
+        raise UsageError(
+            f"{_noun(room)} {one_line(name)!r} needs {missing!r}, which is missing. Install it."
+        ) from error
 
 
 def _only_public(module: types.ModuleType) -> Any:

@@ -24,7 +24,7 @@ class DDPM:
     derivation has it (ADM section 4.1). They differ at first order in the step.
     variance: the "model"'s; or "small", beta_tilde, or "large", beta, in its place (DDPM section 3.2), as released.
     interpolation: how the model's fraction f becomes a variance: "log", as it was trained to and released (iDDPM
-    Eq. 15), or "linear", which is right at any number of steps where f was learned at one: there f is about
+    Eq. 15), or "linear", which is right at any number of steps where f was learned at one. There f is about
     Var(x_0 | x_t) / (1 - alpha_bar), which no respacing changes, and beta_tilde + f (beta - beta_tilde) is then the
     variance of q(x_s | x_t).
     """

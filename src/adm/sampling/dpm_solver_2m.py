@@ -22,8 +22,8 @@ class DPMSolver2M:
     x_0 is taken along the line through this prediction and the one before. The first step and the one to clean data
     are of first order, which is DDIM's. Noise and the model's variance are not used.
 
-    reach: how many times as far as two predictions lie apart in lambda = log(alpha / sigma) the line through them is
-    followed. It matters on grids with steps that lengthen in lambda: inf is as published, 1 better there.
+    reach: the line through two predictions is followed over at most so many times their distance in lambda = log(alpha
+    / sigma); inf is as published. It matters on grids with steps that lengthen in lambda, where 1 is better.
     """
 
     reach: float = 1.0

@@ -23,12 +23,13 @@ State = tuple[Evaluation, ...]
 class DPMSolver3M:
     """DPM-Solver++(3M) (Lu et al. 2022b, section 4, and the authors' code): deterministic, guided as in ADM Alg. 2.
 
-    d2: the weight of the second difference. "published" has half of what the parabola through three predictions asks
-    for, and so second order only; "corrected" has all of it, and third order. On mixtures of Gaussians half of it is
-    the better with 25 steps or fewer, all of it from about 50. The first two steps are those of DPM-Solver++(2M); the
-    one to clean data is of first order. With strong guidance and few steps it overshoots: use DPM-Solver++(2M) there.
-    Noise and the model's variance are not used.
-    reach: as for DPMSolver2M; inf is as published, and keeps the order on grids with steps that lengthen in lambda.
+    d2: the weight of the second difference, "published", which is half of what the parabola through three predictions
+    asks for and so of second order, or "corrected", which is all of it and of third order. On mixtures of Gaussians
+    half of it is the better with 25 steps or fewer, all of it from about 50. The first two steps are those of
+    DPM-Solver++(2M); the one to clean data is of first order. With strong guidance and few steps it overshoots: use
+    DPM-Solver++(2M) there. Noise and the model's variance are not used.
+    reach: the line through two predictions is followed over at most so many times their distance in lambda = log(alpha
+    / sigma); inf is as published. Without a bound the order stays on grids with steps that lengthen in lambda.
     """
 
     d2: Literal["published", "corrected"] = "published"

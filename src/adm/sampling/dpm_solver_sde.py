@@ -21,11 +21,12 @@ class DPMSolverSDE:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022b, section 5): ancestral sampling with x_0 taken along a line; guided as
     in ADM Alg. 2.
 
-    eta: 0 to 1, the share of DDPM's noise that is added, in DDIM's sense: 1 is published, 0 is DPM-Solver++(2M), and
-    without the line, as in the first step, it is DDIM at this eta. The step to clean data is of first order and draws
+    eta: 0 to 1, the share of DDPM's noise that is added, in DDIM's sense: 1 is published, 0 is DPM-Solver++(2M).
+    Without the line, as in the first step, it is DDIM at this eta. The step to clean data is of first order and draws
     nothing. At eta = 1 it overshoots with strong guidance and few steps: use DPM-Solver++(2M) there. The model's
     variance is not used.
-    reach: as for DPMSolver2M; inf is as published.
+    reach: the line through two predictions is followed over at most so many times their distance in lambda = log(alpha
+    / sigma); inf is as published.
     """
 
     eta: float = 1.0

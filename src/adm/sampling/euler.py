@@ -22,9 +22,10 @@ class Euler(Churn):
     With x = x_t / alpha and sigma its noise-to-signal ratio the ODE is dx / dsigma = eps (EDM Eq. 1 and 3). Without
     churn this is DDIM at eta = 0, on a grid that is even in log sigma. The model's variance is not used.
 
-    churn: EDM's S_churn, 0 for none: a step first raises the noise by the factor 1 + min(churn / N, sqrt 2 - 1), N
-    the number of links, but not above 164, nor above the schedule's highest level. churn_min, churn_max: only where
-    the noise-to-signal ratio lies within (S_min, S_max). churn_noise: standard deviation of that noise (S_noise).
+    churn: how much noise a step first adds, 0 for none: it raises the level by the factor 1 + min(churn / N, sqrt 2 -
+    1), N the number of links (EDM's S_churn). Not above 164, nor above the schedule's highest level. churn_min,
+    churn_max: noise-to-signal ratios between which it does so (S_min, S_max). churn_noise: standard deviation of that
+    noise (S_noise).
     """
 
     def timesteps(self, schedule: Schedule, num_steps: int) -> list[float]:

@@ -25,9 +25,10 @@ class Heun(Churn):
     level: x_0 is the data's mean there, and a correction times sigma would blow up what little it changes (the cosine
     schedule's t = 999 has sigma 2e4). The model's variance is not used.
 
-    churn: EDM's S_churn, 0 for none: a step first raises the noise by the factor 1 + min(churn / N, sqrt 2 - 1), N
-    the number of links, but not above 164, nor above the schedule's highest level. churn_min, churn_max: only where
-    the noise-to-signal ratio lies within (S_min, S_max). churn_noise: standard deviation of that noise (S_noise).
+    churn: how much noise a step first adds, 0 for none: it raises the level by the factor 1 + min(churn / N, sqrt 2 -
+    1), N the number of links (EDM's S_churn). Not above 164, nor above the schedule's highest level. churn_min,
+    churn_max: noise-to-signal ratios between which it does so (S_min, S_max). churn_noise: standard deviation of that
+    noise (S_noise).
     """
 
     def timesteps(self, schedule: Schedule, num_steps: int) -> list[float]:

@@ -31,11 +31,14 @@ class IPNDM:
 
     The slope of dx / dsigma = eps, x = x_t / alpha with noise-to-signal ratio sigma, is extrapolated from the last
     `order` values of eps by Adams and Bashforth's weights, those of the pseudo linear multi-step method of PNDM (Liu et
-    al. 2022), whose transfer part is DDIM's step. The first steps use as many values as there are: order 1 is DDIM.
+    al. 2022), whose transfer part is DDIM's step.
     PLMS is the same rule where it runs; PNDM precedes it by Runge-Kutta steps, Stable Diffusion's form by one of
     Heun's. The weights suppose steps of equal length in sigma and stay as they are on other grids, so there the order
     is 2 for many steps; at few ones the error is small all the same. The step to clean data takes x_0 as predicted.
     Noise and the model's variance are not used.
+
+    order: 1 to 4, from how many values of eps the slope is extrapolated; 1 is DDIM, 4 is published. The first steps use
+    as many as there are.
     """
 
     order: int = 4

@@ -38,11 +38,13 @@ class UniPC:
     computed once more with that evaluation, and the next step leaves from the corrected point. Where something else
     took the place of the predicted end, as `on_step` may, that stands, uncorrected.
 
-    order: p, 2 or 3; the steps before there are p predictions are of lower order, the one to clean data is of first.
-    b: the B(h) of the paper, "bh1" or "bh2". It has a meaning only where one coefficient is to be found, which is then
-    set to 1/2. Order 3 overshoots with strong guidance and few steps: use order 2 or DPM-Solver++(2M) there. Noise and
-    the model's variance are not used.
-    reach: as for DPMSolver2M; inf is as published, and keeps the order on grids with steps that lengthen in lambda.
+    order: p, 2 or 3, from how many predictions of x_0 a step's end is predicted. The steps before there are p of them
+    are of lower order, the one to clean data is of first.
+    b: the B(h) of the paper, "bh2", 1 - e^-h, the better with few steps, or "bh1", h. It has a meaning only where one
+    coefficient is to be found, which is then set to 1/2. Order 3 overshoots with strong guidance and few steps: use
+    order 2 or DPM-Solver++(2M) there. Noise and the model's variance are not used.
+    reach: the line through two predictions is followed over at most so many times their distance in lambda = log(alpha
+    / sigma); inf is as published. Without a bound the order stays on grids with steps that lengthen in lambda.
     """
 
     order: int = 2

@@ -14,7 +14,7 @@ from adm.diffusion.schedule import Schedule
 from adm.runtime import files
 from adm.runtime.config import from_dict, to_dict
 from adm.runtime.errors import DamagedError, UsageError
-from adm.runtime.text import shown_path
+from adm.runtime.text import one_line, shown_path
 from adm.sampling import Sampler, timesteps_for
 
 __all__ = ["FittedGrid", "chain_for", "grid_file", "grid_name", "read_grid", "write_grid"]
@@ -82,8 +82,9 @@ def chain_for(sampler: Sampler, schedule: Schedule, steps: Steps) -> Chain:
             )
         return Chain(schedule, grid.timesteps)
     except ValueError as error:
-        where = "" if file is None else f"{shown_path(file)}: "
-        raise UsageError(f"{where}{error}.") from error
+        written = one_line(steps, 60) if file is None else shown_path(file)
+        said = "" if str(error).startswith("steps ") else f"steps {written}: "
+        raise UsageError(f"{said}{error}.") from error
 
 
 def grid_name(sampler: Sampler, chain: Chain, steps: Steps) -> str | None:

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-__all__ = ["CONFIDENCE", "Difference", "best_by_others", "paired"]
+__all__ = [
+    "CONFIDENCE",
+    "Difference",
+    "best_by_others",
+    "how_chosen",
+    "no_error_bars",
+    "paired",
+    "seed_guide",
+    "under_seeds",
+]
 
 BySeed = Mapping[int, float]
 ERRORS = 2.0
@@ -28,14 +37,19 @@ class Difference:
     error: float | None
     num: int
 
-    def verdict(self, higher_is_better: bool = False) -> str:
-        """What the seeds say: "as good ...", "better ..." or "not as good ..."."""
+    def verdict(self, higher_is_better: bool = False) -> str | None:
+        """What the seeds say: "as good ...", "better ..." or "not as good ...". None for one, which says nothing."""
         if self.error is None:
-            return "one seed has no error bars, so this says nothing"
+            return None
         worse = -self.mean if higher_is_better else self.mean
         if abs(worse) <= ERRORS * self.error:
             return "as good within the error bars"
         return "not as good, by more than the error bars" if worse > 0 else "better, by more than the error bars"
+
+    def explain(self, form: str, higher_is_better: bool = False) -> str:
+        """ "-0.12 ± 0.05 (standard error): better ...", or "-0.12" for one seed."""
+        verdict = self.verdict(higher_is_better)
+        return self.show(form) if verdict is None else f"{self.show(form)} (standard error): {verdict}"
 
     def show(self, form: str = ".2f") -> str:
         """ "-0.12 ± 0.05"."""
@@ -67,3 +81,24 @@ def best_by_others(candidates: Mapping[str, BySeed]) -> dict[int, str]:
         return min(candidates, key=lambda name: mean_without(seed, name))
 
     return {seed: best(seed) for seed in seeds}
+
+
+def how_chosen(seeds: int) -> str:
+    """How `best_by_others` chose by FD, in words for a report."""
+    return "chosen for each seed by the FD of the others" if seeds > 1 else "chosen by this very FD, which flatters it"
+
+
+def under_seeds(seeds: int) -> str:
+    """ "3 seeds, each with models of its own"."""
+    return f"{seeds} seeds, each with models of its own" if seeds > 1 else "one seed"
+
+
+def no_error_bars(seeds: int) -> list[str]:
+    """What the summary of a report says, once, if it rests on one seed."""
+    return [] if seeds > 1 else ["One seed has no error bars: a difference here may have the other sign under another."]
+
+
+def seed_guide(seeds: int) -> list[tuple[str, str]]:
+    """How to read numbers over the seeds, which one seed does not have."""
+    spread = ("Mean ± standard deviation", "over the seeds, which change training, initial noise and samples.")
+    return [spread, CONFIDENCE] if seeds > 1 else []

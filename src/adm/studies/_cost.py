@@ -59,9 +59,8 @@ def cost_text(per_image: Mapping[str, float]) -> str:
         f"{per_image.get(name, 0):.4g}" for name in ("network", "classifier", "gradients")
     )
     guided = f" and {classifier} classifier" if classifier != "0" else ""
-    return f"{network} network{guided} evaluations an image" + (
-        f", {gradients} with gradients" if gradients != "0" else ""
-    )
+    word = "evaluation" if network == "1" and classifier in ("0", "1") else "evaluations"
+    return f"{network} network{guided} {word} an image" + (f", {gradients} with gradients" if gradients != "0" else "")
 
 
 @contextmanager

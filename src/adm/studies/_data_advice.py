@@ -40,13 +40,14 @@ def _about_size(report: DataReport) -> Iterator[str]:
     if upscaled > MANY_UPSCALED:
         yield f"{upscaled:.0%} of the images are smaller than {_size(wanted)} and become blurred: choose a smaller size"
     if names := [name for name in PRESETS if _suits(name, report)]:
-        yield f"presets for this size: {', '.join(names)}"
+        yield f"presets for such images: {', '.join(names)}"
 
 
 def _suits(name: str, report: DataReport) -> bool:
+    """A preset made for such images: of their size, and grey or in colour as they are."""
     networks = [config.network for config in PRESETS[name].configs]
-    is_size = any(tuple(network.size) == tuple(report.training["image_size"]) for network in networks)
-    return is_size and (report.training["channels"] == 3 or "grey" in name or "digits" in name)
+    wanted = (tuple(report.training["image_size"]), report.training["channels"])
+    return any((tuple(network.size), network.in_channels) == wanted for network in networks)
 
 
 def _about_speed(report: DataReport) -> Iterator[str]:

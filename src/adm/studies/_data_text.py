@@ -27,7 +27,10 @@ def report_lines(report: DataReport) -> list[str]:
 def _rows(report: DataReport) -> Iterator[tuple[str, str]]:
     data = report.data
     left_out = f", {data['left_out']:,} more that are not used" if data["left_out"] else ""
-    yield "data", f"{one_line(data['path'], 80)}: {data['num']:,} images ({data['kind']}){left_out}"
+    bad = list(report.unreadable.items())
+    total = data["num"] + len(bad)
+    of_them = f", {len(bad):,} of them unreadable" if bad else ""
+    yield "data", f"{one_line(data['path'], 80)}: {_images(total)} ({data['kind']}){of_them}{left_out}"
     yield from _classes(report)
     if report.sizes:
         sizes = report.sizes
@@ -60,11 +63,13 @@ def _rows(report: DataReport) -> Iterator[tuple[str, str]]:
         yield "note", note
     for problem in report.problems:
         yield "problem", problem
-    bad = list(report.unreadable.items())
+    if bad:
+        others = f"; what stands above is of the other {data['num']:,}" if data["num"] else ""
+        yield "unreadable", f"{len(bad):,} of {_images(total)} ({100 * len(bad) / total:.2g} %){others}"
     for name, why in bad[:NUM_BAD]:
         yield "unreadable", f"{one_line(name, 60)}: {one_line(why, 80)}"
     if len(bad) > NUM_BAD:
-        yield "unreadable", f"... {len(bad):,} in all"
+        yield "unreadable", f"... and {len(bad) - NUM_BAD:,} more"
     for line in report.suggestions:
         yield "suggestion", line
 
@@ -128,6 +133,10 @@ def _training(report: DataReport) -> Iterator[tuple[str, str]]:
     fits = training["bytes"] <= training["loader_cache_bytes"]
     kept = "kept in memory once decoded" if fits else "more than is kept in memory, so decoded again each time"
     yield "memory", f"{num_bytes(training['bytes'])} at that size: {kept}"
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -79,7 +79,7 @@ def _names_model(text: str) -> bool:
 def _function(text: str) -> object:
     if "." not in text:
         raise UsageError(f"{one_line(text, 60)!r} names no function. Write its module too, such as mylab.losses.dark.")
-    found = lookup.find("guidance", text)
+    found = lookup.find("function", text)  # a dotted name is of no room: this is what messages call it
     if not callable(found):
         raise UsageError(f"{one_line(text, 60)!r} is a {type(found).__name__}. Give the name of a function.")
     return found

@@ -17,7 +17,10 @@ from adm.runtime.text import one_line
 from adm.sampling import Sampler, timesteps_for
 from adm.studies._resolve import names_of, nested_options, unwrapped
 
-__all__ = ["Choice", "choose", "default_steps", "full_spec"]
+__all__ = ["Choice", "Guidances", "as_guidances", "check_sampler", "choose", "default_steps", "full_spec"]
+
+Guidances = str | Guidance | Sequence[str | Guidance]
+"""Guidances as specs or objects: one, or several."""
 
 DEFAULT_STEPS = {"ddpm": 250, "ddim": 50}
 OTHER_STEPS = 25
@@ -56,14 +59,16 @@ def choose(
     name: str,
     sampler: str | Sampler,
     steps: Steps | None,
-    guidance: Sequence[str | Guidance],
+    guidance: Guidances,
 ) -> Choice:
     """Fill in what is open by the preset behind a model.
 
     A spec `classifier`, also inside of another guidance, without a classifier takes the preset's; without a scale, that
     one's recommended scale. steps: None takes those of this sampler. name: the model's, for errors. Raises UsageError
-    for a model without a classifier of its own.
+    for a model without a classifier of its own, and for what is no sampler or guidance.
     """
+    check_sampler(sampler)
+    guidance = as_guidances(guidance)
     rule = _name_of(sampler)
     chosen: list[tuple[str, str | None]] = []
     completed = [_completed(g, preset, name, rule, chosen) if isinstance(g, str) else g for g in guidance]
@@ -73,6 +78,47 @@ def choose(
         steps = released.steps
         chosen.append((f"{steps} steps of {rule}", None))
     return Choice(tuple(completed), steps, rule, tuple(chosen))
+
+
+def as_guidances(guidance: Guidances) -> tuple[str | Guidance, ...]:
+    """The guidances, also if there is one without a list around it. Raises UsageError for what is none."""
+    if isinstance(guidance, str) or callable(guidance):
+        guidance = (guidance,)
+    try:
+        given = tuple(guidance)
+    except TypeError:
+        given = (guidance,)  # type: ignore[assignment]
+    for one in given:
+        if isinstance(one, type):
+            raise UsageError(f"guidance {one.__name__} is a class. Write {_call_of(one)}.")
+        if not isinstance(one, str) and not callable(one):
+            raise UsageError(
+                f"guidance {one_line(one, 60)!r} is no guidance. Give a spec such as classifier_free:weight=2, an "
+                "object such as adm.Clip(), or a list of these."
+            )
+    return given
+
+
+def check_sampler(sampler: str | Sampler) -> None:
+    """UsageError for what is neither a spec nor a sampler, such as the class of one."""
+    if isinstance(sampler, type):
+        raise UsageError(f"sampler {sampler.__name__} is a class. Write {_call_of(sampler)}.")
+    if not isinstance(sampler, str) and not all(callable(getattr(sampler, name, None)) for name in ("init", "step")):
+        raise UsageError(
+            f"sampler {one_line(sampler, 60)!r} is no sampler. Give a spec such as ddim:eta=0.3, or an object such as "
+            "adm.DDIM()."
+        )
+
+
+def _call_of(component: type) -> str:
+    """How an object of the class is made: adm.UniPC(), or adm.LossGuidance(...) where something must be given."""
+    try:
+        arguments = inspect.signature(component).parameters.values()
+        needed = any(a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD) for a in arguments)
+    except (TypeError, ValueError):  # some built-in classes have none
+        needed = True
+    package = "adm." if component.__module__.startswith("adm.") else ""
+    return f"{package}{component.__name__}({'...' if needed else ''})"
 
 
 def _completed(text: str, preset: Preset | None, name: str, rule: str, chosen: list[tuple[str, str | None]]) -> str:

@@ -20,6 +20,7 @@ from adm.data._decoding_scan import Found, ScanRecord
 from adm.data._file_tree import FileTree, FolderTree, ZipTree
 from adm.data._image_file import THREADS
 from adm.data._image_look import Look, looks, pixel_hash
+from adm.data._labelled_files import left_out_note
 from adm.data._labels import DOCUMENTS
 from adm.data._npz import is_array_file
 from adm.data._open_file import OpenFile
@@ -50,8 +51,8 @@ DECODING = "decoding"
 class DataReport:
     """Findings by subject, JSON-able.
 
-    unreadable: the reason by file. problems: a line for each fault of the data as a whole. Training begins when both
-    are empty. notes: what the data set itself remarks.
+    unreadable: the reason by file; all other numbers are of the images that can be read. problems: a line for each
+    fault of the data as a whole. Training begins when both are empty. notes: what the data set itself remarks.
     """
 
     data: dict[str, Any]
@@ -235,10 +236,17 @@ def _report(
         },
         unreadable=dict(sorted(bad.items())),
         problems=tuple(problems),
-        notes=tuple(getattr(dataset, "notes", ())),
+        notes=_notes(dataset),
         suggestions=(),
     )
     return suggestions(report)
+
+
+def _notes(dataset: Dataset | None) -> tuple[str, ...]:
+    """What the data set remarks, but for the images that only this check has left out: of them it says more."""
+    bad: dict[str, str] = getattr(dataset, "bad", {})
+    said = left_out_note(bad, len(dataset)) if dataset is not None and bad else None
+    return tuple(note for note in getattr(dataset, "notes", ()) if note != said)
 
 
 def _labels(seen: Seen, dataset: Dataset | None) -> NDArray[np.int64]:

@@ -15,12 +15,12 @@ from adm.data import to_uint8
 from adm.diffusion.condition import Condition
 from adm.diffusion.grids import Steps
 from adm.diffusion.model import DiffusionModel
-from adm.guidance import Guidance
-from adm.runtime.errors import UsageError
+from adm.runtime.errors import DivergedError, UsageError
 from adm.runtime.randomness import MAX_SEED
+from adm.runtime.text import one_line
 from adm.sampling import Sampler, SeededNoise, sample
 from adm.studies._cost import Cost, counted
-from adm.studies.choices import choose
+from adm.studies.choices import Guidances, choose
 from adm.studies.labels import labels_in_turn
 from adm.studies.request import Request, prepare, prepare_named
 
@@ -42,7 +42,7 @@ def generate(
     steps: Steps | None = None,
     sampler: str | Sampler = "ddim",
     seed: int = 0,
-    guidance: Sequence[str | Guidance] = (),
+    guidance: Guidances = (),
     num: int | None = None,
     batch_size: int = 16,
     device: str | torch.device = "cpu",
@@ -52,9 +52,10 @@ def generate(
     model: what `adm.load` takes, or a model. labels: class names or numbers, one for each image; n is their number,
     or num, and then they are taken in turn. steps: a number of links, a grid ("karras:10", "ddim25", "10,10,15", or
     the .json of one that was fitted) or timesteps; None takes those that were released with a preset for this sampler,
-    else 250 of ddpm, 50 of ddim and 25 of others. guidance: specs or objects; "classifier" alone means the preset's
-    classifier and its scale. Image k depends on seed + k. x_0 is clamped to [-1, 1], unless a guidance of the stage
-    "clip" is given, not only inside of another. Raises UsageError.
+    else 250 of ddpm, 50 of ddim and 25 of others. guidance: a spec or an object, or several; "classifier" alone means
+    the preset's classifier and its scale. Image k depends on seed + k. x_0 is clamped to [-1, 1], unless a guidance of
+    the stage "clip" is given, not only inside of another. Raises UsageError, and DivergedError where an image is not
+    finite.
     """
     if isinstance(model, DiffusionModel):
         choice = choose(None, "a model that is passed as an object", sampler, steps, guidance)
@@ -82,7 +83,8 @@ def batches(
 
     The last block is filled up with images that are thrown away, so an image's bytes do not depend on how many are
     asked for. wanted(k): blocks without a wanted image are skipped. on_step(index, step) after each step. low_res: of
-    an upsampler, the images range -> (len(range), C, h, w) in [-1, 1] to be enlarged.
+    an upsampler, the images range -> (len(range), C, h, w) in [-1, 1] to be enlarged. Raises DivergedError for a block
+    with an image that is not finite: none of that block is given.
     """
     shape = request.model.image_shape
     if shape is None:
@@ -107,7 +109,36 @@ def batches(
                 cond,
                 on_step=lambda event, start=start: on_step(start, event.i),  # type: ignore[misc]
             )
-        yield Batch(start, to_uint8(x[:count].cpu()).numpy(), cost)
+        x = x[:count].cpu()
+        _refuse_not_finite(x, request, start, seed)
+        yield Batch(start, to_uint8(x).numpy(), cost)
+
+
+def _refuse_not_finite(x: Tensor, request: Request, start: int, seed: int) -> None:
+    """DivergedError when one of the images start, start + 1, ... is not finite: it would be drawn black or white."""
+    bad = [start + k for k, is_finite in enumerate(x.isfinite().flatten(1).all(1).tolist()) if not is_finite]
+    if not bad:
+        return
+    names = one_line(", ".join(request.guided_by), 160)
+    is_low = any(model.precision not in (None, torch.float32) for model in request.models)
+    remedy = "set precision=float32, or " if is_low else ""
+    if names:
+        cause = f"made under the guidance {names}"
+        remedy += "lower its scale, or leave it out to see whether the network itself makes such images"
+    else:
+        cause = "made by the network itself, without guidance"
+        remedy += "take another checkpoint or sampler"
+    raise DivergedError(f"{_numbered(bad, seed)} not finite, {cause}, and not drawn: {remedy}.")
+
+
+def _numbered(images: Sequence[int], seed: int) -> str:
+    """The beginning of a sentence about these images, rising: "images 3 to 5 (seeds 13 to 15) are"."""
+    first, last, num = images[0], images[-1], len(images)
+    if num == 1:
+        return f"image {first} (seed {seed + first}) is"
+    if last - first + 1 == num:
+        return f"images {first} to {last} (seeds {seed + first} to {seed + last}) are"
+    return f"{num} images, the first of them {first} (seed {seed + first}), are"
 
 
 def resolve_labels(request: Request, labels: Sequence[int | str] | None, num: int | None) -> list[int]:

@@ -16,7 +16,7 @@ from adm.runtime.memory import container_left
 from adm.runtime.text import num_bytes
 from adm.studies._plan_probe import STEPS, WARM_UP, Probe, ProbeFailed, probe_training
 from adm.studies._plan_time import evaluations, kept_images, time_of
-from adm.training.config import TrainConfig
+from adm.training.config import ClassifierTraining, TrainConfig
 from adm.training.cost import TrainingCost, largest_batch, microbatch_that_fits, training_cost
 
 __all__ = ["TrainingPlan", "headline", "memory_left", "plan_training"]
@@ -69,10 +69,12 @@ def headline(config: TrainConfig, device: torch.device, processes: int = 1) -> l
     cost = training_cost(config, processes)
     length = f"{loop.steps} steps" if loop.minutes is None else f"{loop.minutes:g} minutes"
     many = f", {processes} processes" if processes > 1 else ""
+    dropout = 0.0 if classes is None or isinstance(config, ClassifierTraining) else config.label_dropout
+    unlabelled = f"label dropout {dropout:g}, " if dropout else ""
     return [
         f"{config.job}: {height}x{width}, {config.network.in_channels} channel(s), {kind}, "
         f"{cost.num_parameters / 1e6:.2f}M parameters, batch {loop.batch_size}, {length}, "
-        f"learning rate {config.optimizer.lr:g}, on {device}{many}",
+        f"learning rate {config.optimizer.lr:g}, {unlabelled}on {device}{many}",
         f"{flops(cost.forward_flops)} to evaluate an image, {flops(cost.step_flops * loop.batch_size)} a step; "
         f"about {num_bytes(cost.peak)} of memory with {cost.microbatch} image(s) at once "
         f"(weights {num_bytes(cost.weights)}, gradients {num_bytes(cost.gradients)}, "

@@ -25,7 +25,7 @@ from adm.sampling import Sampler
 from adm.studies._chains import chain_for, grid_file, grid_name, read_grid
 from adm.studies._cost import models_in
 from adm.studies._resolve import resolver
-from adm.studies.choices import choose, default_steps, full_spec
+from adm.studies.choices import Guidances, as_guidances, check_sampler, choose, default_steps, full_spec
 from adm.studies.named_models import (
     Kind,
     as_diffusion,
@@ -50,8 +50,8 @@ class Request:
     num_classes: how many there are; None if no model here knows classes. is_guided: whether a guidance may ask for
     labels even so. guides: checkpoints of the models that guidances named. models: the model, and all that guide. grid:
     the name of the chain's, None for the sampler's own. null_label: whether the model is also asked without its label.
-    Of a model that was named: name, the preset's or its
-    directory's; checkpoint; preset, if it is one; guidance, in full; said, what was chosen for the user, in a line.
+    guided_by: each guidance that was given, as its spec or in a word. Of a model that was named: name, the preset's or
+    its directory's; checkpoint; preset, if it is one; guidance, in full; said, what was chosen for the user, in a line.
     """
 
     model: DiffusionModel
@@ -65,6 +65,7 @@ class Request:
     models: tuple[Model, ...] = ()
     grid: str | None = None
     null_label: bool = False
+    guided_by: tuple[str, ...] = ()
     name: str = ""
     checkpoint: Path | None = None
     preset: Preset | None = None
@@ -76,7 +77,7 @@ def prepare_named(
     model: str | Path,
     steps: Steps | None,
     sampler: str | Sampler,
-    guidance: Sequence[str | Guidance] = (),
+    guidance: Guidances = (),
     device: str | torch.device = "cpu",
     weights: str = "ema",
     precision: Literal["float32", "bfloat16"] | None = None,
@@ -136,7 +137,7 @@ def prepare(
     model: DiffusionModel,
     steps: Steps | None,
     sampler: str | Sampler,
-    guidance: Sequence[str | Guidance] = (),
+    guidance: Guidances = (),
     precision: Literal["float32", "bfloat16"] | None = None,
     kind: Kind = "diffusion",
 ) -> Request:
@@ -148,6 +149,8 @@ def prepare(
     go together.
     """
     _CHECKS[kind](model, "the model")
+    check_sampler(sampler)
+    given = as_guidances(guidance)
     rule: Sampler = lookup.build("sampling", sampler) if isinstance(sampler, str) else sampler
     paths: list[Path] = []
 
@@ -158,7 +161,7 @@ def prepare(
         return _CHECKS[kind](load(paths[-1], model.device or "cpu"), shown_path(text))
 
     resolve = resolver(load_guide)
-    guidances: list[Guidance] = [lookup.build("guidance", g, resolve) if isinstance(g, str) else g for g in guidance]
+    guidances: list[Guidance] = [lookup.build("guidance", g, resolve) if isinstance(g, str) else g for g in given]
     models = models_in(model, *guidances)
     _check_schedules(models)
     if precision is not None:  # before guidances wrap the model: some make a second one of it
@@ -187,7 +190,12 @@ def prepare(
         tuple(models),
         grid_name(rule, chain, steps),
         any(map(_asks_null_label, guidances)),
+        tuple(_word_of(g) for g in given),
     )
+
+
+def _word_of(guidance: str | Guidance) -> str:
+    return guidance if isinstance(guidance, str) else getattr(guidance, "__name__", type(guidance).__name__)
 
 
 def _inner(guidance: object) -> list[object]:

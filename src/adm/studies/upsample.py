@@ -14,12 +14,11 @@ from adm.checkpoints.openai_flags import check_flags
 from adm.checkpoints.presets import find_preset, is_preset
 from adm.diffusion.grids import Steps
 from adm.diffusion.model import DiffusionModel
-from adm.guidance import Guidance
 from adm.runtime import files
 from adm.runtime.errors import DataError, UsageError
 from adm.runtime.text import one_line, shown_path
 from adm.sampling import Sampler
-from adm.studies.choices import choose
+from adm.studies.choices import Guidances, choose
 from adm.studies.generate import batches, check_seeds, resolve_labels
 from adm.studies.labels import class_number
 from adm.studies.request import Request, prepare, prepare_named
@@ -37,7 +36,7 @@ def upsample(
     steps: Steps | None = None,
     sampler: str | Sampler = "ddim",
     seed: int = 0,
-    guidance: Sequence[str | Guidance] = (),
+    guidance: Guidances = (),
     num: int | None = None,
     batch_size: int = 16,
     device: str | torch.device = "cpu",
@@ -47,7 +46,7 @@ def upsample(
     model: an upsampler, or what `adm.load` takes. images: uint8 (n, h, w, C), or what `open_small` takes. labels: names
     or numbers, taken in turn; None for those that the images have. num: how many to make, the small images taken in
     turn. Image k depends on seed + k, on the small one and on its label alone. The rest as for `adm.generate`. Raises
-    UsageError and DataError.
+    UsageError, DataError, and DivergedError where an image is not finite.
     """
     if isinstance(model, DiffusionModel):
         choice = choose(None, "a model that is passed as an object", sampler, steps, guidance)

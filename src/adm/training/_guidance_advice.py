@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from adm.runtime.errors import UsageError
+from adm.runtime.lookup import parse_spec
 from adm.training._calibration import Calibration
 from adm.training._noise_levels import CERTAIN, Level
 
-__all__ = ["guidance_advice"]
+__all__ = ["guidance_advice", "naming_run"]
 
 
 def guidance_advice(
@@ -30,11 +35,33 @@ def guidance_advice(
     # A classifier that is never wrong on these images leaves nothing to calibrate with.
     scale = 1.0 if math.isinf(overall.scale) else float(f"{overall.scale:.2g}")
     advice = (
-        f"the classifier is {confidence(overall)}; start with --guidance classifier:classifier=RUN,scale={scale:g} on "
-        "a model that knows the classes (the paper used 0.5 to 4), and well above on one that does not (the paper "
+        f"the classifier is {confidence(overall)}; start with --guidance {guidance_spec('RUN', scale)} on a "
+        "model that knows the classes (the paper used 0.5 to 4), and well above on one that does not (the paper "
         "used 10)."
     )
     return found | {"weak": False, "scale": scale, "advice": advice}
+
+
+def naming_run(line: str, run: Path) -> str:
+    """The line with the run's directory in place of RUN, so that what it advises can be copied to a shell.
+
+    What is recorded says RUN: a run has the same files wherever it lies, and may be moved.
+    """
+    match = re.search(rf"--guidance {re.escape(guidance_spec('RUN', 0.0).rpartition('=')[0])}=(\S+)", line)
+    name = str(run)
+    if match is None or not name.isprintable():
+        return line
+    spec = guidance_spec(name, float(match[1]))
+    try:
+        copies = parse_spec(spec).options.get("classifier") == name
+    except UsageError:
+        copies = False
+    return line.replace(match[0], f"--guidance {shlex.quote(spec)}") if copies else line
+
+
+def guidance_spec(run: str, scale: float) -> str:
+    """As adm sample takes it."""
+    return f"classifier:classifier={run},scale={scale:g}"
 
 
 def why_weak(overall: Calibration, accuracy: float, level: Level, chance: float, num: int) -> str | None:

@@ -11,6 +11,7 @@ from adm.runtime import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["draw"]
 
@@ -42,24 +43,29 @@ def draw(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     Equal results give equal bytes; matplotlib's settings are as before afterwards.
     """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     # From the defaults, not from what the user's own matplotlibrc says. The backend is never consulted.
     style: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")} | STYLE
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.6, 3.2), dpi=200, layout="constrained")
-        FigureCanvasAgg(figure)
-        left, right = (figure.add_subplot(1, 2, k) for k in (1, 2))
-        if result["job"] == "classifier":
-            _accuracy(left, result)
-            _calibration(right, result)
-        else:
-            _losses(left, result)
-            _gap(right, result)
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", metadata={"Software": None})
+        _figure(result).savefig(stream, format="png", metadata={"Software": None})
     files.write_bytes(path, stream.getvalue())
+
+
+def _figure(result: Mapping[str, Any]) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 3.4), dpi=200, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = (figure.add_subplot(1, 2, k) for k in (1, 2))
+    if result["job"] == "classifier":
+        _accuracy(left, result)
+        _calibration(right, result)
+    else:
+        _losses(left, result)
+        _gap(right, result)
+    return figure
 
 
 def _accuracy(axes: Axes, result: Mapping[str, Any]) -> None:
@@ -115,8 +121,12 @@ def _curve(axes: Axes, values: Sequence[float], label: str, colour: str, marker:
 
 
 def _finish(axes: Axes, levels: Sequence[Mapping[str, Any]], title: str) -> None:
-    axes.set_title(title)
+    axes.set_title(title, pad=22)
     axes.set_xticks(range(len(levels)), [f"{level['t'][0]}\n{level['log_snr']:.1f}" for level in levels])
     axes.set_xlim(-0.4, len(levels) - 0.6)
     axes.set_xlabel("first timestep of the level, and its mean log-SNR")
-    axes.legend(loc="best", fontsize=8.5)
+    # Between the title and the axes, where no curve and no line can cross it.
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8.0, borderaxespad=0.2, borderpad=0.2,
+        handlelength=1.7, handletextpad=0.5, columnspacing=1.1,
+    )  # fmt: skip

@@ -6,27 +6,29 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from adm.data import Dataset, open_dataset
+from adm.data import Dataset, leaving_out_by, open_dataset
 from adm.data.pack import Pack
 from adm.training.config import DataConfig, TrainConfig
 
 __all__ = ["fingerprint_of", "open_held_out", "open_training"]
+
+SKIP = "--set data.skip_bad=true"
 
 
 def open_training(
     data: DataConfig, channels: int | None, on_images: Callable[[int, int], None] | None = None
 ) -> Dataset:
     """What is trained on. channels: 1, 3, or None for those of the images. on_images: called with (done, in all)."""
-    return open_dataset(
-        data.path, channels=channels, progress=on_images, labels_from=source(data.labels_from), skip_bad=data.skip_bad
-    )
+    with leaving_out_by(SKIP):
+        return open_dataset(data.path, None, channels, on_images, source(data.labels_from), data.skip_bad)
 
 
 def open_held_out(data: DataConfig, channels: int | None) -> Dataset | None:
     """What is measured on, read the same way; None where there is none."""
     if data.validation is None:
         return None
-    return open_dataset(data.validation, channels=channels, labels_from=validation_source(data), skip_bad=data.skip_bad)
+    with leaving_out_by(SKIP):
+        return open_dataset(data.validation, None, channels, None, validation_source(data), data.skip_bad)
 
 
 def source(labels_from: str) -> str | None:

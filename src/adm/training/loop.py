@@ -10,7 +10,7 @@ import torch
 
 from adm.checkpoints import format as checkpoint_format
 from adm.checkpoints.model_document import describe_model
-from adm.data import Batch, Dataset, Loader, grid, save_png
+from adm.data import Batch, Dataset, Loader, save_png
 from adm.diffusion.model import DiffusionModel
 from adm.runtime import files
 from adm.runtime.config import to_dict
@@ -18,10 +18,11 @@ from adm.runtime.distributed import World
 from adm.runtime.errors import DamagedError, DivergedError, ResourceError, StoppedError, is_out_of_memory
 from adm.runtime.files import DamagedDirectoryError
 from adm.runtime.text import shown_path
+from adm.training._guidance_advice import naming_run
 from adm.training.config import TrainConfig, UpsamplerTraining
 from adm.training.images import fingerprint_of
 from adm.training.memory import too_little_memory
-from adm.training.preview import preview
+from adm.training.preview import preview, with_classes
 from adm.training.runlog import RunLog, read_log
 from adm.training.snapshots import save_snapshot
 from adm.training.trainer import StepResult, Trainer
@@ -235,7 +236,7 @@ class RunLoop:
                 picture = preview_upsampler(model, weights, shown, self.config, on_progress=report)
             else:
                 images = preview(model, weights, on_progress=report)
-                picture = grid(images, int(len(images) ** 0.5), scale=max(1, 32 // images.shape[1]))
+                picture = with_classes(images, model)
         except StoppedError:
             self.given_up.append("sample grid")
             return
@@ -267,7 +268,7 @@ class RunLoop:
         self.log.measured(trainer.step, result)
         draw(result, self.out / "validation.png")
         lines = result["lines"] if trainer.finished else [*result["lines"][:1], *result["overfit"]["notes"]]
-        self.report(notes=tuple(lines))
+        self.report(notes=tuple(naming_run(line, self.out) for line in lines))
 
     def last_good(self) -> str:
         """Where the run would go on."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adm.data import to_uint8
+from adm.data import overview, to_uint8
 from adm.diffusion.chain import Chain
 from adm.diffusion.condition import Condition
 from adm.diffusion.model import DiffusionModel
@@ -18,10 +18,13 @@ from adm.guidance.clip import Clip
 from adm.sampling import SeededNoise, StepEvent, sample
 from adm.sampling.ddim import DDIM
 
-__all__ = ["preview"]
+__all__ = ["preview", "with_classes"]
 
 MUCH_FOR_A_CPU = 2e10
 """Parameters times pixels, to which the time of an image is roughly proportional; about two seconds for each image."""
+
+FEW_COLUMNS, MANY_COLUMNS = 6, 12
+"""In a row there are as many images as classes, or a multiple of that, if that is about between these."""
 
 PIXELS_AT_ONCE = 8 * 32 * 32
 """A block of a grid: small enough for the memory that training left, and for progress to be seen."""
@@ -64,6 +67,18 @@ def preview(
         x = sample(guide(shown, Clip()), chain, DDIM(), SeededNoise(seeds), (len(seeds), *shape), cond, on_step=report)
         blocks.append(to_uint8(x.cpu()).numpy())
     return np.concatenate(blocks)
+
+
+def with_classes(images: np.ndarray, model: DiffusionModel) -> np.ndarray:
+    """One picture, uint8 (H, W, C), of what `preview` has made: the class below each image, and where the classes are
+    few the images of one below each other."""
+    classes = model.num_classes
+    if classes is None:
+        return overview(images)
+    labels = [k % classes for k in range(len(images))]
+    names = [model.class_names[y] if y < len(model.class_names) else str(y) for y in labels]
+    columns = min(len(images), classes * max(1, FEW_COLUMNS // classes)) if classes <= MANY_COLUMNS else None
+    return overview(images, names, columns)
 
 
 def num_shown(model: DiffusionModel, shape: tuple[int, int, int]) -> int:

@@ -39,6 +39,11 @@ class Preset:
     def jobs(self) -> dict[str, TrainConfig]:
         return {config.job: config for config in self.configs}
 
+    @property
+    def label_dropout(self) -> float:
+        """The share of images whose label its diffusion model or upsampler is not told; 0 where it has neither."""
+        return max(0.0 if isinstance(config, ClassifierTraining) else config.label_dropout for config in self.configs)
+
 
 def digits8() -> Preset:
     trunk: dict[str, Any] = {

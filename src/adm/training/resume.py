@@ -63,11 +63,20 @@ def restore(trainer: Trainer, newest: Path, config: TrainConfig, dataset: Datase
         what = "the images are not those that this run was started with" + (f": {classes}" if classes else "")
         raise DataError(f"{config.data.path}: {what}. Bring the data back as they were, or choose another --out.")
     trainer.restore(checkpoint.tensors, state)
-    notes = [f"continuing from step {trainer.step}"]
+    notes = [_done(trainer) if trainer.finished else f"continuing from step {trainer.step}"]
     notes += [f"{name}: {old} -> {new}" for name, old, new in changed]
     if state["torch"] != torch.__version__:
         notes.append(f"torch {state['torch']} -> {torch.__version__}: bit-equality with before is not promised")
     return notes
+
+
+def _done(trainer: Trainer) -> str:
+    """That a run has been trained as far as it is to be, and what goes further."""
+    step, loop = trainer.step, trainer.config.loop
+    if step < loop.steps:
+        return f"done: loop.minutes={loop.minutes:g} are over, at step {step}; more of them train on"
+    trained = f"all {step} steps are trained" if step == loop.steps else f"{step} steps are trained, of {loop.steps}"
+    return f"done: {trained}; --steps above {step} trains on"
 
 
 def refuse_changes(changes: Iterable[tuple[str, Any, Any]]) -> None:

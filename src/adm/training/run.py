@@ -93,9 +93,11 @@ def train(
         if newest is not None:
             notes += restore(trainer, newest, config, dataset)
         run = RunLoop(trainer, config, out, dataset, validation, watch, world)
-        run.report(notes=tuple(notes))
         # Of process 0, whose files they are: others may see them later, or not at all.
         pending = world.from_first(",".join(run.pending() if newest is not None else ()))
+        if pending:
+            notes.append(f"not there yet, and made now: the {pending.replace(',', ' and the ')} of step {trainer.step}")
+        run.report(notes=tuple(notes))
         if lock is not None and newest is not None:
             # A run killed after its last save did not. config.json, which asks for fewer, may be damaged.
             keep = max(config.loop.keep, read_config(newest).loop.keep)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adm.data import Dataset, center_crop, grid, to_model_range, to_uint8
+from adm.data import Dataset, center_crop, overview, to_model_range, to_uint8
 from adm.diffusion.chain import Chain
 from adm.diffusion.condition import Condition
 from adm.diffusion.model import DiffusionModel
@@ -54,7 +54,8 @@ def preview_upsampler(
     steps: int = 25,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """A picture, uint8 (H, W, C), of three rows: low-res images, what the model makes of them, the true images.
+    """A picture, uint8 (H, W, C), of three rows: low-res images, what the model makes of them, the true images. It says
+    so below each, and of the true ones the class.
 
     The images are spread evenly over the data set, so over its classes too, and always the same; the low-res ones are
     shown enlarged by whole pixels and carry no noise. weights: the network's, such as the averaged ones. num: None for
@@ -74,7 +75,9 @@ def preview_upsampler(
     made = _upsampled(shown.eval(), Condition(label=label, low_res=low_res), num, shape, steps, on_progress)
     small = F.interpolate(low_res, shape[1:], mode="nearest")
     rows = np.concatenate([to_uint8(small).numpy(), to_uint8(made).numpy(), true])
-    return grid(rows, columns=num, scale=max(1, 32 // shape[1]))
+    height, width = config.low_res
+    names = [f"true {dataset.class_names[y]}" if y >= 0 else "true" for y in map(dataset.label, indices)]
+    return overview(rows, [f"input {height}x{width}"] * num + ["upsampled"] * num + names, columns=num)
 
 
 def _upsampled(

@@ -43,10 +43,11 @@ COLUMNS = (
 class FitTimesteps:
     """Fit the timesteps of a short chain to a model, into a grid.json that --steps takes.
 
-    model: what `adm sample` takes. links: of the grid. sampler: with which grids are compared; the fit itself is for
-    Euler steps, whose errors those of other rules follow. guidance: a spec in parentheses, or several,
-    ((a:x=1),(b:y=2)). teacher: a rule without noise, on `fine` links. num: images to fit to, and as many others to
-    compare with, batch_size at once, of every class in turn. seed: of the first image.
+    model: what `adm sample` takes. links: steps of the grid. sampler: the rule with which grids are compared. The fit
+    itself is for Euler steps, whose errors those of other rules follow. guidance: a spec in parentheses, or several,
+    ((a:x=1),(b:y=2)). teacher: a rule without noise, whose images are the aim. fine: links of the teacher. num: images
+    to fit to, and as many others to compare with, of every class in turn. batch_size: images at once. seed: of the
+    first image.
     """
 
     model: str = ""

@@ -12,7 +12,7 @@ import torch
 from adm.diffusion.model import DiffusionModel, NoisyClassifier
 from adm.runtime import files
 from adm.runtime.distributed import World
-from adm.studies._comparison import CONFIDENCE, best_by_others, paired
+from adm.studies._comparison import best_by_others, how_chosen, no_error_bars, paired, seed_guide, under_seeds
 from adm.studies._digit_models import ACCURACY, FD, HELD_OUT, PRECISION, RECALL, DigitModels, Kind, Sizes, View
 from adm.studies._machine import machine
 from adm.studies._quality_plots import ErrorCurve, ErrorPanel, error_curves
@@ -47,8 +47,6 @@ DUELS = (
 )
 GUIDE = (
     ("Equal seconds", "the chain of each is as long as fits into the seconds that the conditional model alone needs."),
-    ("Mean ± standard deviation", "over the seeds, which change training, initial noise and samples."),
-    CONFIDENCE,
     ("Judge", "a classifier trained on clean training digits only; it had no part in the training or the sampling."),
 )
 
@@ -58,9 +56,10 @@ class Guidances:
     """Guide the same models in every way, with chains that take equally long, and let an independent judge look.
 
     seeds: how many; each trains all models. num: samples of each set. budgets: seconds an image may take, as
-    evaluations of the conditional model alone. sampler: by which all sample. rounds: of the measurement of seconds,
-    which is made once and kept. models: where models of these sizes are or will be, such as studies/samplers/models;
-    none for the study's own directory. width, steps, classifier_steps, judge_steps, batch_size: of the models.
+    evaluations of the conditional model alone. sampler: the rule by which all sample. rounds: how often the seconds are
+    measured, which is done once and kept. models: where models of these sizes are or will be, such as
+    studies/samplers/models; none for the study's own directory. width, steps, classifier_steps, judge_steps,
+    batch_size: sizes of the models and of their training.
     """
 
     seeds: int = 3
@@ -182,15 +181,16 @@ class Guidances:
             summary=[
                 f"{len(WAYS) - 1} ways to guide, sampled by {self.sampler} with chains that take as long as "
                 f"{' or '.join(map(str, self.budgets))} evaluations of the conditional model alone; {self.num} samples "
-                f"a set, {self.seeds} seeds, each with models of its own.",
+                f"a set, {under_seeds(self.seeds)}.",
                 *findings,
+                *no_error_bars(self.seeds),
                 "These are small models of 8 x 8 digits: the ranking may differ in large ones.",
             ],
             figures=[self.figure(found, budget) for budget in reversed(self.budgets)],
             table=main,
             more=[*more, *(self.duels(found, budget) for budget in reversed(self.budgets)), cost_table(seconds)],
             conditions={**asdict(self), **machine()},
-            guide=GUIDE,
+            guide=[*GUIDE, *seed_guide(self.seeds)],
         )
         path, *_ = write_report(out / "report.html", report)
         files.write_text(out / "report.md", markdown(report))
@@ -209,7 +209,8 @@ class Guidances:
                 "sets": sets,
             },
         )
-        return path, "\n\n".join([text_table(main), text_table(self.duels(found, self.budgets[-1])), *findings])
+        said = [*findings, *no_error_bars(self.seeds)]
+        return path, "\n\n".join([text_table(main), text_table(self.duels(found, self.budgets[-1])), *said])
 
     def finding(self, found: Mapping[str, Summary], budget: int) -> str:
         """Which guidance comes nearest to real digits in these seconds, and how near without one, in words."""
@@ -223,15 +224,14 @@ class Guidances:
             gaps[measure] = paired(ours, plain.of(measure))
             words.append(f"{MEASURES[measure]} {plain.mean[measure]:{form}}, {gaps[measure].show(form)} with it")
         names = ", ".join(dict.fromkeys("{} at {:g}".format(*read_variant(key)) for key in chosen.values()))
-        best = f"{names}; chosen for each seed by the FD of the others"
+        best, verdict = f"{names}; {how_chosen(len(chosen))}", gaps[FD].verdict()
         wins = (
             f"the best guidance ({best}) has a lower FD than none"
             if gaps[FD].mean < 0
             else f"no guidance has a lower FD than none, not the best either ({best})"
         )
-        return (
-            f"In the seconds of {budget} evaluations, {wins}. Without guidance: {'; '.join(words)} "
-            f"(± standard error; {gaps[FD].verdict()} in FD)."
+        return f"In the seconds of {budget} evaluations, {wins}. Without guidance: {'; '.join(words)}" + (
+            "." if verdict is None else f" (± standard error; {verdict} in FD)."
         )
 
     def at_best(self, found: Mapping[str, Summary], name: str, budget: int) -> dict[str, dict[int, float]]:
@@ -250,9 +250,10 @@ class Guidances:
             cells = [gaps[FD].show(), gaps[FD].verdict(), gaps[ACCURACY].show(".3f"), gaps[RECALL].show(".3f")]
             rows.append(Row(f"{one} - {other}", cells))
         columns = [Column(title, "s") for title in ("FD", "which is", "label accuracy", "recall")]
+        gap, seed = ("± standard error over the seeds", "the other seeds") if self.seeds > 1 else ("of one seed", "it")
         caption = (
-            "Differences ± standard error over the seeds, each way at the strength that has the lowest FD under the "
-            "other seeds; a negative FD and a positive accuracy speak for the first."
+            f"Differences {gap}, each way at the strength that has the lowest FD under {seed}; a negative FD and a "
+            "positive accuracy speak for the first."
         )
         return Table(columns, rows, "difference", caption, f"Who is better in the seconds of {budget} evaluations")
 
@@ -305,5 +306,6 @@ class Guidances:
             f"In the seconds of {budget} evaluations",
             error_curves(panels),
             "a curve for each way to guide through its strengths: FD against label accuracy, and against recall",
-            "Numbers beside the points are strengths; bars are standard deviations over the seeds.",
+            "Numbers beside the points are strengths"
+            + ("; bars are standard deviations over the seeds." if self.seeds > 1 else "."),
         )

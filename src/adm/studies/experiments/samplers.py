@@ -18,7 +18,7 @@ from adm.runtime import files, lookup
 from adm.runtime.distributed import World
 from adm.runtime.errors import UsageError
 from adm.sampling import Sampler, timesteps_for
-from adm.studies._comparison import CONFIDENCE, best_by_others, paired
+from adm.studies._comparison import best_by_others, how_chosen, no_error_bars, paired, seed_guide, under_seeds
 from adm.studies._digit_models import ACCURACY, FD, HELD_OUT, PRECISION, RECALL, DigitModels, Kind, Sizes, View
 from adm.studies._machine import machine
 from adm.studies._quality_plots import ErrorCurve, ErrorPanel, error_curves
@@ -44,15 +44,15 @@ MEASURES = {
     PRECISION: ("precision", ".3f"),
     RECALL: ("recall", ".3f"),
 }
+NOISE = {True: "rules that add noise", False: "rules without noise"}
 FEW = 25
 """Evaluations that a fast rule may have."""
 GUIDE = (
     (
         "Evaluations",
-        "calls of the diffusion network for each image; classifier-free guidance doubles the work of each.",
+        "calls of the diffusion network for each image; classifier-free guidance doubles the work of each. A table's "
+        "column is for no more than its number; in the pictures a point stands at the number that was counted.",
     ),
-    ("Mean ± standard deviation", "over the seeds, which change training, initial noise and samples."),
-    CONFIDENCE,
     ("FD", "the Frechet distance in the features of the judge; not FID. Only columns of one table compare."),
     ("Judge", "a classifier trained on clean training digits only; it had no part in the training or the sampling."),
     ("Equal seeds", "under one seed every sampler has the same models and starts from the same noise."),
@@ -64,9 +64,10 @@ class Samplers:
     """Sample the same models with every rule at equal network evaluations, and let an independent judge look.
 
     seeds: how many; each trains an unconditional model, a noisy classifier and a conditional model. num: samples of
-    each set. evaluations: of the network for each image. reference: evaluations of the DDPM that the others are
-    compared with. scale: of the classifier guidance; weight: of the classifier-free. width, steps, classifier_steps,
-    batch_size, judge_steps: of the models.
+    each set. evaluations: how many of the network for each image. reference: evaluations of the DDPM that the others
+    are compared with. scale: of the classifier guidance. weight: of the classifier-free guidance. width, steps,
+    classifier_steps,
+    batch_size, judge_steps: sizes of the models and of their training.
     """
 
     seeds: int = 3
@@ -164,16 +165,17 @@ class Samplers:
         report = Report(
             title="Samplers on digits: quality for time",
             summary=[
-                f"{len(RULES)} sampling rules at equal numbers of network evaluations, against DDPM with "
-                f"{self.reference}; {self.num} samples a set, {self.seeds} seeds, each with models of its own.",
+                f"{len(RULES)} sampling rules within equal numbers of network evaluations, against DDPM with "
+                f"{self.reference}; {self.num} samples a set, {under_seeds(self.seeds)}.",
                 *verdicts,
+                *no_error_bars(self.seeds),
                 "These are small models of 8 x 8 digits: the ranking may differ in large ones.",
             ],
             figures=self.figures(found),
             table=fd,
             more=[*more, self.grid_table(found)],
             conditions={**asdict(self), **machine()},
-            guide=GUIDE,
+            guide=[*GUIDE, *seed_guide(self.seeds)],
         )
         path, *_ = write_report(out / "report.html", report)
         files.write_text(out / "report.md", markdown(report))
@@ -190,14 +192,15 @@ class Samplers:
                 },
             },
         )
-        return path, "\n\n".join([text_table(fd), *verdicts])
+        return path, "\n\n".join([text_table(fd), *verdicts, *no_error_bars(self.seeds)])
 
     def verdict(self, mode: str, found: Mapping[str, Summary]) -> str:
         """Whether the best rule with few evaluations is as good as DDPM with many, in words."""
         reference = found[variant(mode, REFERENCE, self.reference)]
-        few = [(name, num) for num in self.evaluations if num <= min(FEW, self.reference - 1) for name in RULES]
+        limit = min(FEW, self.reference - 1)
+        few = [(name, num) for num in self.evaluations if num <= limit for name in RULES]
         if not few:
-            return f"{mode}: no set has {FEW} evaluations or fewer, so nothing is compared."
+            return f"{mode}: no set has {limit} evaluations or fewer, so nothing is compared."
         candidates = {variant(mode, name, num): found[variant(mode, name, num)] for name, num in few}
         chosen = best_by_others({name: s.of(FD) for name, s in candidates.items()})
         words = []
@@ -208,16 +211,16 @@ class Samplers:
             gap = paired(ours, reference.of(measure))
             words.append(
                 f"{title} {sum(ours.values()) / len(ours):{form}} against {reference.mean[measure]:{form}}, difference "
-                f"{gap.show(form)} (standard error): {gap.verdict(measure == ACCURACY)}"
+                f"{gap.explain(form, measure == ACCURACY)}"
             )
         names = ", ".join(dict.fromkeys("{1} at {2}".format(*read_variant(name)) for name in chosen.values()))
         return (
-            f"{mode}, the best at no more than {FEW} evaluations ({names}; chosen for each seed by the FD of the "
-            f"others) against DDPM at {self.reference}: {'; '.join(words)}."
+            f"{mode}, the best at no more than {max(num for _, num in few)} evaluations ({names}; "
+            f"{how_chosen(len(chosen))}) against DDPM at {self.reference}: {'; '.join(words)}."
         )
 
     def table(self, measure: str, found: Mapping[str, Summary], real: Mapping[str, float]) -> Table:
-        """One measure: a row for each rule of each mode, a column for each number of evaluations."""
+        """One measure: a row for each rule of each mode, a column for each number of evaluations at most."""
         title, form = MEASURES[measure]
         numbers = sorted({*self.evaluations, self.reference})
 
@@ -235,8 +238,13 @@ class Samplers:
         yardstick = format(real[measure], form)
         rows.append(Row("as many training digits", [yardstick] + [None] * (len(numbers) - 1), real=True))
         columns = [Column(f"{num}", "s", "lower" if "FD" in title else "higher") for num in numbers]
-        caption = "A column for each number of network evaluations."
-        return Table(columns, rows, "sampler", caption, title[0].upper() + title[1:])
+        return Table(columns, rows, "sampler", self.columns_caption(), title[0].upper() + title[1:])
+
+    def columns_caption(self) -> str:
+        """What a column is, and which rules spend less than its number."""
+        fewer = [name for name, rule in RULES.items() if any(rule.spent(num) < num for num in self.evaluations)]
+        less = f"; where the number is even, one fewer is spent by {' and '.join(fewer)}" if fewer else ""
+        return f"A column is for no more than so many network evaluations{less}."
 
     def grid_table(self, found: Mapping[str, Summary]) -> Table:
         """DPM-Solver++(2M) on several grids."""
@@ -250,28 +258,30 @@ class Samplers:
 
     def figures(self, found: Mapping[str, Summary]) -> list[Figure]:
         def picture(measure: str, modes: Sequence[str], log: bool) -> bytes:
-            return error_curves([self.panel(measure, mode, found, log) for mode in modes])
+            return error_curves([self.panel(measure, mode, noise, found, log) for mode in modes for noise in NOISE])
 
         guided = [mode for mode in MODES if mode != "unguided"]
-        bars = "Bars: standard deviation over the seeds; dashed: DDPM with its many evaluations."
-        alt = "a curve for each sampler over the number of network evaluations"
+        bars = "Points at one number of evaluations are drawn side by side."
+        bars += " Bars: standard deviation over the seeds." if self.seeds > 1 else ""
+        bars += f" Dashed: DDPM with {self.reference}."
+        alt = "a curve for each sampler over the number of network evaluations, those that add noise on the left"
         return [
             Figure("samplers-fd", "Distance from real digits", picture(FD, tuple(MODES), True), alt, bars),
             Figure("samplers-accuracy", "The class that was asked for", picture(ACCURACY, guided, False), alt, bars),
         ]
 
-    def panel(self, measure: str, mode: str, found: Mapping[str, Summary], log: bool) -> ErrorPanel:
+    def panel(self, measure: str, mode: str, noise: bool, found: Mapping[str, Summary], log: bool) -> ErrorPanel:
+        """The rules that add noise in a mode, or those that do not."""
         curves = []
         doubled = 2 if mode == "classifier-free" and self.weight != 1 else 1
-        for name in RULES:
+        for name in [name for name, rule in RULES.items() if rule.noise == noise]:
             some = [found[variant(mode, name, num)] for num in self.evaluations]
             x = [s.mean["network"] / doubled for s in some]
             curves.append(ErrorCurve(name, x, [s.mean[measure] for s in some], [s.spread[measure] for s in some]))
         level = found[variant(mode, REFERENCE, self.reference)].mean[measure]
-        title = f"{mode[0].upper()}{mode[1:]}"
         return ErrorPanel(
-            title, "network evaluations", MEASURES[measure][0], curves, self.evaluations, log,
-            {f"ddpm, {self.reference}": level},
+            f"{mode[0].upper()}{mode[1:]}, {NOISE[noise]}", "network evaluations", MEASURES[measure][0], curves,
+            [*self.evaluations, *(x for curve in curves for x in curve.x)], log, {f"ddpm,\n{self.reference}": level},
         )  # fmt: skip
 
 

@@ -91,8 +91,9 @@ GUIDE = (
 class TrainingChoices:
     """Train each variant under each seed for the same number of images, sample it, and let an independent judge look.
 
-    seeds: how many. steps: of training, batch_size images each. width: model_channels. num: samples of each model, by
-    clipped DDIM with sample_steps links. FD is the Frechet distance to the held-out digits in the judge's features.
+    seeds: how many. steps: of training. batch_size: images of a step. width: model_channels of the network. num:
+    samples of each model. sample_steps: links of the clipped DDIM that draws them. FD is the Frechet distance to the
+    held-out digits in the judge's features.
     """
 
     seeds: int = 3
@@ -222,10 +223,11 @@ class TrainingChoices:
             "dots for each seed and a bar for their mean, a row for each variant",
             "A dot is a seed, the bar their mean, the dashed line the baseline's mean.",
         )
+        seeds = "one seed" if self.seeds == 1 else f"{self.seeds} seeds"
         report = Report(
             title="Training choices on digits",
             summary=[
-                f"{len(found)} variants of one small model, each trained under {self.seeds} seeds for {self.steps} "
+                f"{len(found)} variants of one small model, each trained under {seeds} for {self.steps} "
                 f"steps of {self.batch_size} digits; {self.num} samples of each by {self.sample_steps} links of DDIM.",
                 "It says what helps here, in minutes and at 8 x 8 pixels; the ranking may differ in large models.",
             ],
