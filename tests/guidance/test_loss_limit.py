@@ -73,9 +73,9 @@ def test_a_small_error_of_the_network_makes_the_loss_do_anything_unless_it_is_li
         return [float(grey(sampled(wrong, sampler, links, *guidances)).mean()) for sampler, links in SHORT[:4]]
 
     plain = brightness()
-    limited, unlimited = brightness(adm.LossGuidance(grey, 2.0)), brightness(adm.LossGuidance(grey, 2.0, math.inf))
-    assert max(plain) - min(plain) < 0.03, "unguided the error is of no account"
-    assert max(limited) < min(plain) - 0.2 and max(limited) - min(limited) < 0.25
+    limited, unlimited = brightness(adm.LossGuidance(grey, 2.0, 1.0)), brightness(adm.LossGuidance(grey, 2.0, math.inf))
+    assert max(plain) - min(plain) < 0.05, "unguided the error is of no account"
+    assert max(limited) < min(plain) - 0.1 and max(limited) - min(limited) < 0.25
     assert max(unlimited) > max(plain) + 0.5 and min(unlimited) < -1.5, "the twin"
 
 
@@ -91,7 +91,7 @@ def test_what_is_not_known_follows_from_what_is(sampler, links, scale):
         return (x0 - second)[:, :2].square().flatten(1).sum(1)
 
     plain = sampled(kinds, sampler, links)
-    found = sampled(kinds, sampler, links, adm.LossGuidance(error_of_the_known, scale))
+    found = sampled(kinds, sampler, links, adm.LossGuidance(error_of_the_known, scale, 1.0))
     of_the_second = (found - second).flatten(1).square().mean(1).sqrt() < 0.3
     assert ((plain - second).flatten(1).square().mean(1).sqrt() < 0.3).double().mean() < 0.5
     assert of_the_second.double().mean() > 0.95
@@ -141,7 +141,7 @@ def test_a_gradient_within_the_bounds_is_the_same_to_the_bit():
 def test_at_clean_data_it_is_finite_and_can_be_differentiated(dtype, inside):
     """sigma is 0 there: whatever the gradient, it moves nothing."""
     x = (X if inside else 3 * X).to(dtype).requires_grad_()
-    prediction = adm.guide(gaussian(SCHEDULE, 0.25), adm.LossGuidance(weighted))(x, -1)
+    prediction = adm.guide(gaussian(SCHEDULE, 0.25), adm.LossGuidance(weighted, limit=1.0))(x, -1)
     found = prediction.guidance(x, -1)
     assert found.isfinite().all() and torch.equal(prediction.fold(found).x0, prediction.x0)
     (slope,) = torch.autograd.grad((prediction.x0 + found).sum(), x)
@@ -156,9 +156,24 @@ def test_the_sum_of_losses_is_bounded_and_other_bounds_are_their_own():
         prediction = adm.guide(denoiser, *guidances)(X, 600)
         return prediction.fold(prediction.guidance(X, 600)).x0
 
-    both = moved(adm.LossGuidance(weighted, 2.0), adm.LossGuidance(weighted, 1.0))
-    torch.testing.assert_close(both, moved(adm.LossGuidance(weighted, 3.0)))
-    against = moved(adm.LossGuidance(weighted, 50.0), adm.LossGuidance(weighted, -50.0))
+    both = moved(adm.LossGuidance(weighted, 2.0, 1.0), adm.LossGuidance(weighted, 1.0, 1.0))
+    torch.testing.assert_close(both, moved(adm.LossGuidance(weighted, 3.0, 1.0)))
+    against = moved(adm.LossGuidance(weighted, 50.0, 1.0), adm.LossGuidance(weighted, -50.0, 1.0))
     torch.testing.assert_close(against, denoiser(X, 600).x0)
     wide, narrow = adm.LossGuidance(weighted, 2.0, 2.0), adm.LossGuidance(weighted, 2.0, 0.5)
     torch.testing.assert_close(moved(wide, narrow), moved(wide) + moved(narrow) - denoiser(X, 600).x0)
+
+
+def test_unless_told_otherwise_the_limit_is_there_where_x_0_was_bounded_before():
+    x = torch.randn(8, 4, 1, 1, generator=torch.Generator().manual_seed(0), dtype=F64) * 3
+    wrong = Overconfident(SCHEDULE, KINDS.means, KINDS.variances)
+
+    def gradient(*guidances, **limit):
+        prediction = adm.guide(wrong, *guidances, adm.LossGuidance(grey, 2.0, **limit))(x, 990)
+        return prediction.guidance(x, 990)
+
+    wide = adm.Clip(100.0)  # which clips nothing here
+    for bound in ([adm.Clip()], [adm.DynamicThreshold()], [wide]):
+        assert torch.equal(gradient(*bound), gradient(*bound, limit=1.0))
+    assert torch.equal(gradient(), gradient(limit=math.inf))
+    assert not torch.equal(gradient(wide), gradient(wide, limit=math.inf))

@@ -15,6 +15,7 @@ from adm.diffusion.condition import Condition
 from adm.diffusion.model import Denoiser
 from adm.diffusion.prediction import GuidanceGradient, Prediction
 from adm.diffusion.schedule import Time
+from adm.guidance._bounded import Bounded
 from adm.guidance._protocol import GuidedDenoiser, Stage
 from adm.guidance._strength import check_scale
 
@@ -40,8 +41,8 @@ class LossGuidance:
         named `cond` receives the Condition. It is asked for a batch at a time. x_0 comes from the guidances before:
         where `Clip` holds it, its gradient is 0.
     scale: how strong; 0 switches it off, without evaluations.
-    limit: the gradient does not move x_0 out of [-limit, limit], where images lie, nor further out; inf: no bound, as
-        published.
+    limit: the gradient does not move x_0 out of [-limit, limit], nor further out; inf: no bound, as published; None: 1
+        where a guidance of the stage clip bounds x_0 before, as for samples by name unless told otherwise, else inf.
     An evaluation costs a pass through the network and one back, with their memory: one for all losses of the same
     limit that are given one after another, whose sum is bounded, and one more for each that has another guidance of
     the stage gradient between. Raises ValueError for a function that takes or returns something else.
@@ -49,7 +50,7 @@ class LossGuidance:
 
     function: Callable[..., Tensor]
     scale: float = 1.0
-    limit: float = 1.0
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -58,7 +59,7 @@ class LossGuidance:
             )
         _call_arguments(self.function)
         check_scale(self.scale)
-        if not self.limit > 0:
+        if self.limit is not None and not self.limit > 0:
             raise ValueError(f"limit {self.limit}: choose a positive bound; images lie in [-1, 1], inf is no bound")
 
     @property
@@ -68,9 +69,10 @@ class LossGuidance:
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         if self.scale == 0:
             return denoiser
-        if isinstance(denoiser, _LossGuided) and denoiser.limit == self.limit:  # one pass serves neighbours
-            return _LossGuided(denoiser.denoiser, (*denoiser.losses, self))
-        return _LossGuided(denoiser, (self,))
+        limit = (1.0 if _is_bounded(denoiser) else math.inf) if self.limit is None else self.limit
+        if isinstance(denoiser, _LossGuided) and denoiser.limit == limit:  # one pass serves neighbours
+            return _LossGuided(denoiser.denoiser, (*denoiser.losses, self), limit)
+        return _LossGuided(denoiser, (self,), limit)
 
     def loss(self, x0: Tensor, cond: Condition) -> Tensor:
         """scale * function, (N,)."""
@@ -90,10 +92,10 @@ class LossGuidance:
 
 
 class _LossGuided(GuidedDenoiser):
-    def __init__(self, denoiser: Denoiser, losses: tuple[LossGuidance, ...]) -> None:
+    def __init__(self, denoiser: Denoiser, losses: tuple[LossGuidance, ...], limit: float) -> None:
         super().__init__(denoiser)
         self.losses = losses
-        self.limit = losses[0].limit
+        self.limit = limit
 
     def __call__(self, x_t: Tensor, t: Time, cond: Condition = Condition()) -> Prediction:
         prediction, own = self._evaluate(x_t, t, cond)
@@ -123,6 +125,15 @@ class _LossGuided(GuidedDenoiser):
             return mine if others is None else others(x, time) + mine
 
         return gradient
+
+
+def _is_bounded(denoiser: Denoiser) -> bool:
+    """Whether x_0 of its predictions has been clipped or thresholded."""
+    while isinstance(denoiser, GuidedDenoiser):
+        if isinstance(denoiser, Bounded):
+            return True
+        denoiser = denoiser.denoiser
+    return False
 
 
 def _within(limit: float, prediction: Prediction, gradient: Tensor) -> Tensor:
