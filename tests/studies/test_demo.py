@@ -83,7 +83,14 @@ def test_running_it_again_does_nothing_again_and_says_the_same(whole, adm_comman
     assert contents(whole) == before
 
 
-@pytest.mark.parametrize("moment", ["training the diffusion model", "training the classifier", "sampling"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("training the diffusion model", marks=pytest.mark.slow),
+        pytest.param("training the classifier", marks=pytest.mark.slow),
+        "sampling",
+    ],
+)
 def test_stopped_at_any_moment_it_exits_75_and_goes_on_to_the_same_end(
     moment, bare, whole, tmp_path, adm_command, monkeypatch
 ):

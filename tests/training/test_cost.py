@@ -83,7 +83,15 @@ def peak_of(config: TrainConfig, batch: int, microbatch: int | None = None) -> i
     return training_cost(replace(config, loop=replace(config.loop, batch_size=batch, microbatch=microbatch))).peak
 
 
-@pytest.mark.parametrize("name", ["plain", "recomputed", "bfloat16", "classifier"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("plain", marks=pytest.mark.slow),
+        "recomputed",
+        pytest.param("bfloat16", marks=pytest.mark.slow),
+        "classifier",
+    ],
+)
 def test_what_fits_is_the_most_that_does(name: str) -> None:
     config = replace(CONFIGS[name], loop=replace(CONFIGS[name].loop, batch_size=60))
     for wanted in (1, 3, 7, 23):

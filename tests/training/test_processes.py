@@ -95,7 +95,7 @@ def test_the_same_number_of_processes_gives_the_same_bytes(plain, tmp_path: Path
     assert files_of(tmp_path / "again") == files_of(plain[2])
 
 
-@pytest.mark.parametrize("job", ["diffusion", "classifier"])
+@pytest.mark.parametrize("job", ["diffusion", pytest.param("classifier", marks=pytest.mark.slow)])
 def test_exact_runs_are_equal_to_the_byte_also_when_their_number_changes_on_the_way(job: str, tmp_path: Path) -> None:
     exact = ("loop.exact=true", "timesteps=loss-second-moment", "network.dropout=0.2")
     train(1, tmp_path / "one", *exact, job=job)
