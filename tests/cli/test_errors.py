@@ -219,7 +219,7 @@ class TestDisk:
         ("operations", "fault", "says"),
         [
             (("open_file", "write", "fsync", "rename", "mkdir"), "ENOSPC", "No space left.* free"),
-            (("write", "fsync", "rename", "mkdir"), "EIO", "Check the disk"),
+            pytest.param(("write", "fsync", "rename", "mkdir"), "EIO", "Check the disk", marks=pytest.mark.slow),
         ],
     )
     @pytest.mark.filterwarnings("default")
