@@ -30,6 +30,7 @@ def code_cells() -> list[str]:
     return ["".join(cell["source"]) for cell in cells_of_code()]
 
 
+@pytest.mark.slow
 def test_the_cells_run_from_top_to_bottom_and_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plt.switch_backend("agg")

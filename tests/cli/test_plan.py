@@ -14,6 +14,7 @@ def fake(*_: object, **__: object) -> Probe:
     return Probe(8, 0.5, 5, 10**9, 10**9, 2.0, grid_seconds=1.0, save_seconds=1.0)
 
 
+@pytest.mark.slow
 def test_a_preset_is_planned_without_data_and_without_a_step(adm_command) -> None:
     result = adm_command("plan", "train", "classifier", "--preset", "imagenet64", "--no-probe", "--device", "cpu")
     assert (result.code, result.err) == (0, "")

@@ -183,7 +183,7 @@ def test_flags_and_set_reach_the_config(tmp_path, adm_command):
     [
         ((8, 8), ("cat", "a dog", "été"), "L"),
         ((16, 8), ("",), "RGB"),
-        ((32, 48), ("1", "10"), "RGB"),
+        pytest.param((32, 48), ("1", "10"), "RGB", marks=pytest.mark.slow),
         ((6, 10), ("",), "L"),
     ],
 )

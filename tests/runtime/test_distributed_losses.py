@@ -136,6 +136,7 @@ def test_a_process_that_is_frozen_ends_all_after_the_timeout_and_is_named(number
         assert "last seen: step 3) froze: nothing was heard for 2 s" in done.lines[0]
 
 
+@pytest.mark.slow
 def test_without_the_watch_a_frozen_process_would_freeze_all() -> None:
     with job("unwatched", 2, "step 3", timeout="2") as done:
         done.wait_for("STEP 2")
@@ -171,6 +172,7 @@ def test_a_stop_on_request_is_said_once_and_waits_for_the_last() -> None:
         assert done.lines == ["adm: stopped at step 3."]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_only_busy_is_waited_for() -> None:
     program = "from adm.runtime import _watch_center\n_watch_center.PATIENCE = 1.2\n" + PROGRAM
     environments = [each | {"ADM_TIMEOUT": "1"} for each in torchrun_environments(3)]
@@ -224,6 +226,7 @@ def test_whoever_does_not_come_is_named_in_bounded_time(there: list[int], codes:
         assert all(line.startswith("adm: ") and line.endswith(".") for line in done.lines)
 
 
+@pytest.mark.slow
 def test_a_port_that_another_program_has_is_named() -> None:
     environments = torchrun_environments(2)
     port = environments[0]["MASTER_PORT"]

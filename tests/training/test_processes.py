@@ -90,6 +90,7 @@ def test_one_process_alone_writes_and_the_log_is_of_the_whole_batch(plain) -> No
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_number_of_processes_gives_the_same_bytes(plain, tmp_path: Path) -> None:
     train(2, tmp_path / "again", WIDE)
     assert files_of(tmp_path / "again") == files_of(plain[2])
