@@ -228,7 +228,7 @@ class TestDisk:
         with faults.faults() as counter:
             assert adm_command(*words, "--out", tmp_path / "whole").code == 0
         numbers = [n for n, (name, _) in enumerate(counter.calls) if name in operations]
-        for n in numbers[:: max(1, len(numbers) // 6)]:
+        for n in numbers[:: max(1, len(numbers) // 4)]:
             run = tmp_path / f"run{n}"
             with faults.faults(n, getattr(faults, fault)):
                 result = adm_command(*words, "--out", run)

@@ -87,7 +87,7 @@ def peak_of(config: TrainConfig, batch: int, microbatch: int | None = None) -> i
     "name",
     [
         pytest.param("plain", marks=pytest.mark.slow),
-        "recomputed",
+        pytest.param("recomputed", marks=pytest.mark.slow),
         pytest.param("bfloat16", marks=pytest.mark.slow),
         "classifier",
     ],

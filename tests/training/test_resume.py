@@ -45,6 +45,8 @@ CASES = {
         "data.workers=2",
     ),
 }
+REPEATED = ("diffusion", "classifier-importance")
+"""What the others have too: run with the slow tests."""
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +112,9 @@ def without_speed(lines: list[dict[str, float]]) -> list[dict[str, float]]:
 # ---- stopped --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case in REPEATED else case for case in CASES]
+)
 def test_twenty_steps_are_ten_and_ten_in_another_process(case: str, undisturbed, tmp_path: Path) -> None:
     config, out = tiny(*CASES[case]), tmp_path / "run"
     assert in_new_process(run, config, out, stop_at=10) == StoppedError.exit_code
