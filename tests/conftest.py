@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 from PIL import Image
 
 from adm.cli.main import main
+from adm.training import run as training_run
 
 TINY = [
     word
@@ -73,9 +77,7 @@ def write_folder(root: Path, size: tuple[int, int], classes: tuple[str, ...] = (
     return root
 
 
-@pytest.fixture(scope="session")
-def _runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs")
+def make_runs(root: Path) -> None:
     data = write_folder(root / "photos", (8, 12), ("a b", "ü"))
     write_folder(root / "flat", (8, 12))
     jobs = {
@@ -85,10 +87,25 @@ def _runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "linear-guide": ["classifier", "--data", "digits", "--steps", "2", "--set", "schedule.name=linear"],
         "photo-model": ["diffusion", "--data", str(data), "--steps", "2"],
     }
-    for name, words in jobs.items():
-        code = main(["train", *words, "--out", str(root / name), "--batch", "4", "--device", "cpu", *TINY])
-        assert code == 0, name
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "FEW", 8)  # images that a classifier is measured on at its end
+        for name, words in jobs.items():
+            code = main(["train", *words, "--out", str(root / name), "--batch", "4", "--device", "cpu", *TINY])
+            assert code == 0, name
+
+
+@pytest.fixture(scope="session")
+def _runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by the first of pytest-xdist's processes that asks, and copied by the others."""
+    place = tmp_path_factory.getbasetemp()
+    shared = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "made"
+    with open(shared.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            making = shared.with_name("making")
+            make_runs(making)
+            making.rename(shared)
+    return shutil.copytree(shared, tmp_path_factory.mktemp("copy") / "runs")
 
 
 @pytest.fixture

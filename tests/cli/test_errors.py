@@ -8,6 +8,7 @@ import pytest
 
 import faults
 from adm.runtime import _disk
+from adm.training import run as training_run
 from conftest import TINY, write_folder
 
 TRAIN = "train diffusion --data digits --out {new}"
@@ -223,7 +224,10 @@ class TestDisk:
         ],
     )
     @pytest.mark.filterwarnings("default")
-    def test_a_disk_that_fails_anywhere_in_a_run_is_one_line(self, operations, fault, says, tmp_path, adm_command):
+    def test_a_disk_that_fails_anywhere_in_a_run_is_one_line(
+        self, operations, fault, says, tmp_path, adm_command, monkeypatch
+    ):
+        monkeypatch.setattr(training_run, "FEW", 8)
         words = ["train", "classifier", "--data", "digits", "--steps", "2", "--batch", "4", "--device", "cpu", *TINY]
         with faults.faults() as counter:
             assert adm_command(*words, "--out", tmp_path / "whole").code == 0

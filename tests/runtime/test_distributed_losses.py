@@ -324,7 +324,8 @@ def test_torchrun_starts_again_what_was_killed(tmp_path: Path) -> None:
     process = torchrun(program, "killed", "1", "step 3", "5", options=options)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert out.count("DONE") == 2 and "exitcode: -9" in err
+    # Which of the two ends torchrun names, the killed one's or the other's with 7, is which it sees first.
+    assert out.count("DONE") == 2 and "process 1 of 2" in err and "died without a word" in err
 
 
 @pytest.mark.slow
