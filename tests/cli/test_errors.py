@@ -25,6 +25,7 @@ USAGE = {
     "train diffusion": "needs --data PATH and --out RUN",
     "convert a.pt": "needs DST",
     "likelihood model": "needs DATA",
+    "likelihood model digits:test --num 2 --steps 0": "adm: steps 0: cannot take 0 of 1000 timesteps",
     "demo extra": "takes no 'extra'",
     f"{TRAIN} --stepz 4": "no option '--stepz'; did you mean '--steps'",
     f"{TRAIN} --steps": "--steps needs a value",

@@ -6,6 +6,7 @@ import torch
 
 import adm
 from adm.diffusion.likelihood import bits_per_dim
+from adm.runtime.errors import DivergedError
 from adm.studies.likelihood import conditions_line, measure_likelihood
 
 
@@ -76,3 +77,12 @@ def test_what_is_said_of_the_number_names_what_was_changed(model):
     assert said(Sorted(), steps=5) == (
         "12 images; 5 of 20 timesteps: another bound than that of all, compare only alike"
     )
+
+
+def test_a_bound_that_is_not_finite_is_no_number(model):
+    data = Sorted()
+    model.network.forward = lambda x, t, label, low_res: torch.where(x.mean((1, 2, 3), True) < 0.5, x / 2, torch.nan)
+    with pytest.raises(
+        DivergedError, match=r"^sorted: the bound of image (9|10|11) is not finite\. Take another checkpoint\.$"
+    ):
+        measure_likelihood(model, data)

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 import adm
+from adm.checkpoints.load import save_model
 from adm.data import to_uint8, write_npz
 from adm.nn import UNet, UNetConfig
 from adm.runtime.errors import DivergedError
 from adm.studies import generate as generate_file
+from adm.studies.experiments.fit_timesteps import FitTimesteps
 from adm.studies.generate import batches
 from adm.studies.request import prepare
 from adm.studies.upsample import upsample
@@ -163,8 +165,6 @@ def test_an_npz_with_such_images_is_not_written(runs, module, tmp_path, adm_comm
 
 
 def test_upsampling_too(module, tmp_path, adm_command, monkeypatch):
-    from adm.checkpoints.load import save_model
-
     monkeypatch.chdir(tmp_path)
     model = diffusion(None, low_res_channels=1)
     save_model(model, Path("up"), {"flags": "--large_size 8 --small_size 4"})
@@ -191,3 +191,13 @@ def test_what_is_drawn_is_what_was_sampled(model):
         adm.Condition(label=[1, 2]),
     )
     np.testing.assert_array_equal(adm.generate(model, [1, 2], steps=2, seed=5), to_uint8(x).numpy())
+
+
+def test_no_grid_is_fitted_to_such_images(module, tmp_path):
+    save_model(diffusion(), tmp_path / "model")
+    spec = "loss:function=lossy_lab.loss"
+    study = FitTimesteps(str(tmp_path / "model"), num=4, batch_size=2, fine=4, links=2, guidance=spec)
+    said = refused(lambda: study.run(tmp_path / "fit"))
+    assert said.startswith("the teacher's steps from seed 2 on are not finite under the guidance loss:function=lossy_")
+    assert len(list((tmp_path / "fit" / "trials").iterdir())) == 1  # of the images before; and no grid
+    assert not (tmp_path / "fit" / "grid.json").exists()

@@ -61,14 +61,15 @@ def jump_errors(
     for j = n; infinite for j <= i. Means over batches of equal size are those over all their images.
 
     noise: gives x_T alone. teacher: a deterministic rule; raises ValueError for one that draws noise, or asks the model
-    elsewhere than at x_t.
+    elsewhere than at x_t. Where an image is not finite, some of the costs are not.
     """
     asked: list[tuple[Tensor, Tensor]] = []
     states: list[Tensor] = []
 
     def keep(event: StepEvent) -> None:
         prediction = event.prediction
-        if prediction is None or not torch.equal(prediction.x_t, event.x_t):
+        # A state that has become NaN equals nothing, and is the caller's to refuse: the costs say that it did.
+        if prediction is None or not torch.equal(prediction.x_t.nan_to_num(), event.x_t.nan_to_num()):
             raise ValueError("the teacher does not ask the model at x_t itself: use a rule without noise, such as heun")
         if prediction.guidance is not None:
             prediction = prediction.fold(prediction.guidance(event.x_t, event.t))

@@ -16,7 +16,7 @@ from adm.diffusion.model import DiffusionModel
 from adm.diffusion.schedule import spaced
 from adm.guidance import guide
 from adm.guidance.clip import Clip
-from adm.runtime.errors import DataError, UsageError
+from adm.runtime.errors import DataError, DivergedError, UsageError
 from adm.sampling import SeededNoise
 
 __all__ = ["conditions_line", "measure_likelihood"]
@@ -36,7 +36,7 @@ def measure_likelihood(
     num: that many, spread evenly over the data, which may be sorted by class; None for all. steps: links of the chain,
     `spaced`; None for every timestep. Fewer links are another chain, whose bound differs from the model's own. Noise of
     image k comes from seed + k. The standard error is over images. `num_resized` images were not of the model's size
-    and were cropped and scaled. Raises DataError, UsageError.
+    and were cropped and scaled. Raises DataError, UsageError, and DivergedError where a bound is not finite.
     """
     shape = model.image_shape
     if shape is None:
@@ -51,7 +51,10 @@ def measure_likelihood(
         raise UsageError("ask for at least 1 image and a batch of at least 1.")
     chosen = [k * len(dataset) // count for k in range(count)]
     T = model.schedule.num_timesteps
-    chain = Chain(model.schedule, range(T) if steps is None else spaced(T, steps))
+    try:
+        chain = Chain(model.schedule, range(T) if steps is None else spaced(T, steps))
+    except ValueError as error:
+        raise UsageError(f"steps {steps}: {error}.") from error
     clipped = guide(model, Clip())
     totals, terms = [], []
     num_resized = 0
@@ -73,6 +76,9 @@ def measure_likelihood(
             cond,
             on_step=lambda i, n=len(rows), d=done: on_progress(d + (i + 1) * n, total_work),  # type: ignore[misc]
         )
+        for i, is_finite in zip(rows, bits.total.isfinite().tolist(), strict=True):
+            if not is_finite:
+                raise DivergedError(f"{dataset.name}: the bound of image {i} is not finite. Take another checkpoint.")
         totals.append(bits.total.cpu())
         terms.append(bits.vb.cpu())
     values = torch.cat(totals).double()

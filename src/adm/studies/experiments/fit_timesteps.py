@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from adm.diffusion.chain import Chain
 from adm.diffusion.condition import Condition
 from adm.runtime import files, lookup
 from adm.runtime.distributed import World
-from adm.runtime.errors import UsageError
-from adm.runtime.text import shown_path, split_list
+from adm.runtime.errors import DivergedError, UsageError
+from adm.runtime.text import one_line, shown_path, split_list
 from adm.sampling import Sampler, SeededNoise, sample, timesteps_for
 from adm.sampling._fitted import fit_timesteps, jump_errors
 from adm.studies._chains import FittedGrid, write_grid
@@ -138,7 +139,9 @@ class FitTimesteps:
             raise UsageError(f"teacher {unwrapped(self.teacher)}: {error}.") from error
         later = [(i, j) for i in range(len(jumps)) for j in range(i + 1, len(jumps) + 1)]
         values = {f"{i}": float(start) for i, start in enumerate(starts)}
-        return values | {f"{i},{j}": float(jumps[i, j]) for i, j in later} | {"images": shape[0]}
+        values |= {f"{i},{j}": float(jumps[i, j]) for i, j in later}
+        self._refuse_not_finite("the teacher's steps", start, values)
+        return values | {"images": shape[0]}
 
     def grids(self, request: Request, rule: Sampler, fitted: list[int | float]) -> dict[str, list[float]]:
         """The fitted grid and those it is compared with, each once; a grid that has no such number is left out."""
@@ -166,7 +169,18 @@ class FitTimesteps:
         chains = {name: Chain(request.model.schedule, timesteps) for name, timesteps in grids.items()}
         misses = {name: made(chain, rule) - teacher for name, chain in chains.items()}
         found = {name: GREY_LEVELS * float(miss.square().mean().sqrt()) for name, miss in misses.items()}
+        self._refuse_not_finite("images", start, found)
         return found | {"images": shape[0]}
+
+    def _refuse_not_finite(self, what: str, start: int, values: Mapping[str, float]) -> None:
+        """Before they are written as a trial: no grid comes of them, and none can be said to be better."""
+        if all(map(math.isfinite, values.values())):
+            return
+        by, remedy = "", "Take another checkpoint"
+        if self.guidances:
+            by = f" under the guidance {one_line(', '.join(self.guidances), 160)}"
+            remedy = "Lower its scale, or leave it out to see whether the network itself makes such images"
+        raise DivergedError(f"{what} from seed {self.seed + start} on are not finite{by}. {remedy}.")
 
     def report(
         self, out: Path, request: Request, grids: Mapping[str, list[float]], found: list[Values]
