@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -64,6 +65,21 @@ def test_a_pack_trains_in_place_of_its_images(photos, adm_command):
     assert adm_command("data", "check", "packed").code == adm_command("data", "check", "pack:packed").code == 4
 
 
+def test_a_pack_is_stopped_while_the_images_are_opened(photos, adm_command, monkeypatch):
+    """Decoding all of them may take an hour, and nothing of it is lost: the scan comes first."""
+    opened = []
+
+    @contextmanager
+    def stopped_at_once(told=True):
+        yield lambda: opened.append(1) is None
+
+    monkeypatch.setattr("adm.runtime.signals.stop_requests", stopped_at_once)
+    monkeypatch.setattr("adm.data._labelled_files.LabelledFiles.image", None)  # nothing is packed
+    result = adm_command("data", "pack", "photos", "packed", "--image-size", "8")
+    assert result.code == 75 and "stopped while the images were opened" in result.last and len(opened) == 1
+    assert sorted(path.name for path in photos.iterdir()) == ["photos"]
+
+
 def test_bad_images_are_left_out_of_a_pack_on_request_only(photos, adm_command):
     (photos / "photos/dog/1.png").write_bytes(b"")
     refused = adm_command("data", "pack", "photos", "packed", "--image-size", "8")
@@ -100,6 +116,7 @@ def test_who_meets_unreadable_images_is_told_the_way_that_is_open_where_he_is(ph
         (["check", "photos", "--image-size", "8x"], 2, "--image-size"),
         (["pack", "photos", "packed"], 2, "needs --image-size"),
         (["pack", "photos", "photos", "--image-size", "8"], 2, "exists and is no pack"),
+        (["pack", "photos", "photos/packed", "--image-size", "8"], 2, "lies within the data 'photos'"),
         (["pack", "photos", "packed", "--image-size", "8", "--channels", "2"], 2, "--channels 2"),
     ],
 )

@@ -306,6 +306,7 @@ class TestUnexpected:
             (OSError(24, "Too many open files", "x"), 5, "ulimit"),
             (PermissionError(13, "Permission denied", "x"), 2, "cannot use x: Permission denied"),
             (KeyboardInterrupt(), 75, "interrupted; run the same command"),
+            (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 5, "out of memory"),
             (BrokenPipeError(), 0, ""),
         ],
     )

@@ -82,6 +82,7 @@ def test_help_lists_the_presets(adm_command) -> None:
         (["train", "upsampler", "--preset", "cifar32"], "is for diffusion and classifier, not for upsampler"),
         (["train", "diffusion", "--data", "digits", "--preset", "cifar32"], "images of 8x8, but preset cifar32"),
         (["train", "diffusion", "--preset", "cifar32", "--image-size", "64"], "preset cifar32 is for 32x32"),
+        (["train", "diffusion", "--preset", "cifar32", "--from", "run"], "needs --data PATH"),
         (["sample", "openai/imagenet64-classifier"], "is a classifier"),
         (["sample", "openai/imagenet64", "--num", "0"], "plan at least 1 image"),
     ],

@@ -304,18 +304,24 @@ def test_pngs_by_their_definition():
     """Every kind of PNG, from its bytes: (depth, colour type, row, other chunks) and the pixels that they mean."""
     palette = chunk(b"PLTE", bytes([10, 20, 30, 200, 0, 0]))
     greys = chunk(b"PLTE", bytes([7, 7, 7, 9, 9, 9]))
+    transparent = chunk(b"tRNS", bytes([3, 3, 4, 4, 5, 5]))
     table = [
         (1, 0, b"\x40", (), [[0], [255]]),
         (2, 0, b"\x60", (), [[85], [170]]),
         (4, 0, b"\x1e", (), [[17], [238]]),
         (8, 0, b"\x07\x08", (), [[7], [8]]),
         (8, 0, b"\x07\x08", (chunk(b"tRNS", b"\0\x07"),), [[255], [8]]),
+        (8, 0, b"\x07\x08", (chunk(b"tRNS", b"\1\x07"),), [[255], [8]]),  # the lower bits count
+        (2, 0, b"\x60", (chunk(b"tRNS", b"\0\2"),), [[85], [255]]),
+        (2, 0, b"\x60", (chunk(b"tRNS", b"\0\x55"),), [[255], [170]]),
+        (4, 0, b"\x1e", (chunk(b"tRNS", b"\0\x0e"),), [[17], [255]]),
         (16, 0, struct.pack(">HH", 128, 129), (), [[0], [1]]),
         (16, 0, struct.pack(">HH", 385, 65535), (), [[1], [255]]),
         (16, 0, struct.pack(">HH", 386, 0), (chunk(b"tRNS", struct.pack(">H", 386)),), [[255], [0]]),
         (8, 2, bytes([1, 2, 3, 4, 5, 6]), (), [[1, 2, 3], [4, 5, 6]]),
         (8, 2, bytes([1, 2, 3, 4, 5, 6]), (chunk(b"tRNS", b"\0\4\0\5\0\6"),), [[1, 2, 3], [255] * 3]),
         (16, 2, struct.pack(">6H", 0, 255, 256, 511, 512, 65535), (), [[0, 0, 1], [1, 2, 255]]),
+        (16, 2, struct.pack(">6H", *(v * 257 for v in range(6))), (transparent,), [[0, 1, 2], [255] * 3]),
         (1, 3, b"\x40", (palette,), [[10, 20, 30], [200, 0, 0]]),
         (8, 3, b"\x01\x00", (palette, chunk(b"tRNS", b"\xff\0")), [[255] * 3, [10, 20, 30]]),
         (8, 3, b"\x01\x00", (greys,), [[9], [7]]),
@@ -395,6 +401,22 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
 
 
+def webp_of(width, height):
+    """A WEBP whose header claims a canvas of this size, for one small frame."""
+    lossy = encoded(Image.fromarray(noise(4, 4)), "WEBP")[12:]
+    extended = struct.pack("<4sIB3x", b"VP8X", 10, 2) + b"".join((n - 1).to_bytes(3, "little") for n in (width, height))
+    frame = struct.pack("<4sI6x", b"ANMF", 16 + len(lossy)) + bytes([3, 0, 0, 3, 0, 0, 0, 0, 0, 0]) + lossy
+    body = b"WEBP" + extended + struct.pack("<4sI6x", b"ANIM", 6) + frame
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def of_12_bits():
+    """The header of a JPEG of 12 bits, as of medical images."""
+    data = encoded(Image.fromarray(noise(8, 8)), "JPEG")
+    at = data.index(b"\xff\xc0") + 4
+    return data[:at] + b"\x0c" + data[at + 1 :]
+
+
 ANIMATION = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
 HOSTILE = {
     "text": (b"hello", "not a PNG, JPEG, WEBP or BMP"),
@@ -405,6 +427,8 @@ HOSTILE = {
     "many pixels": (png_header(9000, 8000), "9000x8000 is more than 67108864 pixels"),
     "more pixels": (png_header(12000, 12000), "more than 67108864 pixels"),
     "most pixels": (png_header(60000, 60000), "more than 67108864 pixels"),
+    "a webp's pixels": (webp_of(8192, 4097), "8192x4097 is more than 33554432 pixels"),
+    "12 bits": (of_12_bits(), "a JPEG that is damaged, or of a kind that is not read"),
     "long": (png_header(1, 20000), f"1x20000 is longer than {MAX_ASPECT}:1"),
     "animated webp": (
         encoded(ANIMATION[0], "WEBP", save_all=True, append_images=ANIMATION[1:]),

@@ -2,15 +2,17 @@
 
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from adm.data import open_dataset
+from adm.data import open_dataset, open_images, refuse_within
 from adm.data.digits import Digits
 from adm.data.folder import Folder
-from adm.runtime.errors import DataError
+from adm.runtime.errors import DataError, UsageError
+from adm.studies.data_check import check_data
 
 
 @pytest.fixture
@@ -37,6 +39,44 @@ def images(tmp_path, monkeypatch):
 def test_a_built_in_name_or_a_folder(spec, split, name, images):
     data = open_dataset(spec, split)
     assert data.name == name and isinstance(data, Digits if ":" in name else Folder)
+
+
+@pytest.mark.parametrize(
+    ("out", "labels_from", "within"),
+    [
+        ("pets/run", None, True),
+        ("pets/a/../b/run", "folders", True),
+        ("link/run", "prefix", True),
+        ("pets", None, True),
+        ("pets/.runs/1", None, False),
+        ("pets/run", "table.csv", False),
+        ("pets-run", None, False),
+        ("run", None, False),
+    ],
+)
+def test_what_is_written_never_becomes_part_of_the_data(out, labels_from, within, images):
+    (images / "link").symlink_to("pets")
+    if not within:
+        return refuse_within(Path(out), "pets", labels_from, "--out")
+    with pytest.raises(UsageError, match=r"lies within the data 'pets', .* Choose another --out\.$"):
+        refuse_within(Path(out), "pets", labels_from, "--out")
+
+
+def test_data_by_name_hold_nothing_that_is_written(images):
+    for data in ("digits", "hf:pets", "pets.zip", ""):
+        refuse_within(Path("digits/run"), data, None, "--out")
+
+
+def test_nothing_is_not_the_working_directory(images):
+    """As when a variable of a script is not set."""
+    for look in (open_dataset, open_images, check_data):
+        with pytest.raises(DataError, match=r"^(data )?'': no such"):
+            look("")
+
+
+def test_a_path_that_no_file_can_have_is_said_not_to_be_there(images):
+    with pytest.raises(DataError, match="no such folder"):
+        check_data("x" * 5000)
 
 
 def test_channels_and_progress_reach_the_folder(images):

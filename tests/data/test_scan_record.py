@@ -30,13 +30,13 @@ def pets(tmp_path, monkeypatch):
 def decoded(monkeypatch):
     """The number of images decoded so far, in a list of one."""
     count = [0]
-    original = _images.open_image
+    original = _images.load_upright
 
-    def counting(source):
+    def counting(image):
         count[0] += 1
-        return original(source)
+        return original(image)
 
-    monkeypatch.setattr(_images, "open_image", counting)
+    monkeypatch.setattr(_images, "load_upright", counting)
     return count
 
 

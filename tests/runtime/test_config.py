@@ -150,7 +150,7 @@ def test_overrides_that_only_fit_together_are_applied_together() -> None:
         ("steps=many", ["steps=many", "integer"]),
         ("steps=0", ["steps=0", "must be at least 1"]),
         ("optimizer.lr=inf", ["finite"]),
-        ("optimizer.betas=1", ["optimizer.betas=1"]),
+        ("optimizer.betas=1", ["optimizer.betas=1", "too few values"]),
         ("model.out_channels=0", ["model.out_channels=0"]),
         ("model.channel_mult=(1,2", ["lacks a ')'"]),
         ("steps=" + "9" * 5000, ["steps=9"]),

@@ -196,14 +196,14 @@ from adm.runtime.errors import AdmError
 try:
     with join() as world:
         images = 999 if world.rank in (1, 3) else 1000
-        world.agree("data", f"{images:,} images")
+        world.agree("data", f"{'the same, ' * 20}\\n{images:,} images\\nand the same")
 except AdmError as error:
     print(f"adm: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 """
 
 
-def test_processes_that_see_different_data_are_named_in_one_line() -> None:
+def test_processes_that_see_different_data_are_named_in_one_line_which_shows_what_differs_alone() -> None:
     with Job(DISAGREEING, 5) as job:
         codes = job.codes()
         # Where the machine is so busy that some have not left when the first is gone, those leave as after a loss.

@@ -248,6 +248,7 @@ def test_strangers_at_the_port_do_no_harm() -> None:
             b"[1]\n",
             b'{"hello": {"rank": 1}, "job": "x"}\n',
             b"\xff" * 9000 + b"\n",
+            b"[" * 60000 + b"\n",
             b"",
         ):
             while time.monotonic() < deadline:
@@ -258,7 +259,7 @@ def test_strangers_at_the_port_do_no_harm() -> None:
                     break
                 except ConnectionRefusedError:
                     time.sleep(0.05)
-        assert sent == 5
+        assert sent == 6
         with Job(MEETING.replace("1.5", "30"), 1, environments=environments[1:]) as second:
             assert first.codes(30) + second.codes(30) == [0, 0], first.lines + second.lines
 

@@ -316,7 +316,7 @@ def test_the_manifest_lists_size_and_sha256_of_each_file(tmp_path: Path) -> None
         (lambda d: (d / "b.txt").write_text("tExt"), "b.txt: contents do not match their checksum"),
         (lambda d: (d / "MANIFEST.json").unlink(), "MANIFEST.json: missing"),
         (lambda d: (d / "MANIFEST.json").write_text("[" * 100_000), "MANIFEST.json: contents do not match"),
-        (lambda d: (d / "MANIFEST.json").write_text('{"format": 2}'), "format 2 is newer"),
+        (lambda d: (d / "MANIFEST.json").write_text('{"format": 2}'), "contents do not match"),
         (
             lambda d: (d / "MANIFEST.json").write_text('{"format":1,"files":{"../x":{}}}'),
             "contents do not match",

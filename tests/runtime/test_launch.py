@@ -60,6 +60,38 @@ def test_torchrun_inside_a_slurm_task_is_torchrun() -> None:
     assert launch.rank == 3
 
 
+def test_a_job_script_may_export_the_size_and_the_place_and_leave_the_ranks_to_srun() -> None:
+    exported = {"WORLD_SIZE": "8", "MASTER_ADDR": "gpu03", "MASTER_PORT": "12345"}
+    launch = find_launch(SLURM | exported)
+    assert launch is not None
+    assert (launch.rank, launch.size, launch.by, launch.ports) == (5, 8, "srun", (12345,))
+
+
+CONTRADICTIONS = {
+    "another size than srun's": (SLURM | {"WORLD_SIZE": "1"}, "WORLD_SIZE=1, and srun started 8"),
+    "the job script's rank in each task": (SLURM | TORCHRUN | {"RANK": "0", "WORLD_SIZE": "8"}, "SLURM_PROCID=5"),
+    "a number without a size": ({"RANK": "3"}, "RANK=3 and WORLD_SIZE=unset"),
+    "a number beyond the size": (TORCHRUN | {"WORLD_SIZE": "1"}, "RANK=3 and WORLD_SIZE=1"),
+    "no port": (SLURM | {"MASTER_PORT": "http"}, "MASTER_PORT=http"),
+    "Open MPI": ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}, "mpirun started 4"),
+    "MPICH": ({"PMI_SIZE": "4", "PMI_RANK": "1"}, "mpirun started 4"),
+}
+
+
+@pytest.mark.parametrize(("environment", "says"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_no_process_takes_itself_for_one_that_it_is_not(environment: dict[str, str], says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        find_launch(environment)
+    assert "unset" in str(caught.value).lower() and "\n" not in str(caught.value)
+
+
+def test_one_process_of_mpirun_is_alone_and_torchrun_s_agree_whoever_started_them() -> None:
+    assert find_launch({"OMPI_COMM_WORLD_SIZE": "1"}) is None
+    # torchrun, one to a node of as many tasks, numbers its processes as its own rendezvous says.
+    launch = find_launch(SLURM | TORCHRUN | {"WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "1"})
+    assert launch is not None and launch.rank == 3
+
+
 WITHOUT_SRUN: dict[str, dict[str, Any]] = {
     "the shell of salloc": {"SLURM_STEP_ID": None, "SLURM_PROCID": None, "SLURM_LOCALID": None},
     "an interactive step": {"SLURM_STEP_ID": "4294967290", "SLURM_PROCID": "0"},

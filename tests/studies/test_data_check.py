@@ -240,9 +240,9 @@ def test_each_image_is_decoded_once_and_training_then_decodes_none(tmp_path, mon
     for k in range(5):
         noise(9, 9).save(root / f"{k}.png")
     looked, scanned = [], []
-    look, open_image = _image_look.look, _decoding_scan._images.open_image
+    look, decoded = _image_look.look, _decoding_scan._decoded
     monkeypatch.setattr(_image_look, "look", lambda data: looked.append(data) or look(data))
-    monkeypatch.setattr(_decoding_scan._images, "open_image", lambda data: scanned.append(data) or open_image(data))
+    monkeypatch.setattr(_decoding_scan, "_decoded", lambda data: scanned.append(data) or decoded(data))
     report = check_data(str(root))
     assert len(looked) == 5 and not scanned
     assert Folder(root).fingerprint == report.data["fingerprint"] and not scanned

@@ -14,7 +14,8 @@ import adm
 from adm.metrics._evaluator import Scores
 from adm.metrics.fid import FID
 from adm.metrics.precision_recall import PrecisionRecall
-from adm.runtime.errors import DataError, UsageError
+from adm.runtime.distributed import World
+from adm.runtime.errors import AdmError, DataError, UsageError
 from adm.studies._doubts import doubts
 from adm.studies.evaluation import metric_specs, reference_statistics, score_lines, with_defaults
 from adm.studies.evaluation_selftest import CHECKS
@@ -190,6 +191,26 @@ def evaluated_by(size: int, batch_size: int) -> dict[str, float]:
     assert all(process.returncode == 0 for process in done), done
     found: dict[str, float] = json.loads(done[0].stdout.splitlines()[-1])
     return found
+
+
+class Two(World):
+    """Process 0 of two, as far as to what both must have the same of."""
+
+    def agree(self, what: str, value: str, error: type[AdmError] = DataError) -> None:
+        raise DataError(f"{what}: {value}")
+
+
+def test_processes_must_have_the_same_images_at_once_and_extractors(files: Path) -> None:
+    np.savez("others.npz", images(3, 40))
+
+    def agreed(reference: str = "ref.npz", metrics: list[str] = PIXELS, **options: Any) -> str:
+        with pytest.raises(DataError) as caught:
+            adm.evaluate(reference, "samples.npz", metrics, world=Two(0, 2), **options)
+        return str(caught.value)
+
+    kid = ["kid:extractor=pixels,subset_size=20"]
+    found = [agreed(), agreed("others.npz"), agreed(batch_size=7)]
+    assert found[0] == agreed() == agreed(metrics=kid) and len(set(found)) == 3
 
 
 @pytest.mark.parametrize("batch_size", [4, 32])  # with 32 some processes have no images

@@ -23,11 +23,13 @@ from adm.runtime.errors import DataError, UsageError
 from adm.studies import _plan_probe, _plan_sampling
 from adm.studies._plan_probe import Probe, ProbeFailed, probe_training
 from adm.studies._plan_text import duration, sampling_text, training_text
+from adm.studies._plan_time import evaluations
 from adm.studies.plan import TrainingPlan, headline, plan_training
 from adm.training.build import new_model
 from adm.training.config import ClassifierTraining, DataConfig, DiffusionTraining, LoopConfig, TrainConfig
 from adm.training.cost import training_cost
 from adm.training.run import make_validation, train
+from conftest import write_folder
 
 CPU = torch.device("cpu")
 CONFIG = DiffusionTraining(
@@ -207,18 +209,38 @@ def test_the_images_of_a_validation_are_those_that_it_will_evaluate(
     assert parts["validation"] == pytest.approx(times * error.value.args[0] * 0.125)
 
 
-def test_validation_data_that_are_not_there_are_said_before_anything_is_tried(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+def test_validation_data_that_are_not_there_or_do_not_fit_are_said_before_anything_is_tried(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(planning, "probe_training", lambda *_, **__: pytest.fail("a step was tried"))
     with pytest.raises(DataError, match="no such folder"):
         plan_training(override(CONFIG, ["data.validation=gone"]), CPU, open_dataset("digits"))
+    config = override(
+        CONFIG, ["network.num_classes=10", f"data.validation={write_folder(tmp_path, (8, 8), ('zebra',))}"]
+    )
+    with pytest.raises(DataError, match="the model knows no class 'zebra'"):
+        evaluations(config, open_dataset("digits"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        (["loop.batch_size=5000"], DataError, "images but batch 5000"),
+        (["loop.exact=true", "loop.microbatch=3"], UsageError, "does not split into microbatches of 3"),
+        (["network.in_channels=3", "network.out_channels=6"], DataError, "the network takes 3"),
+    ],
+)
+def test_what_the_run_would_refuse_is_not_planned(settings: list[str], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        plan_training(override(CONFIG, settings), CPU, open_dataset("digits"), probe=False)
 
 
 def test_disk_is_what_stays_one_being_written_and_the_snapshots() -> None:
     config = override(CONFIG, ["loop.keep=2", "ema.snapshot_every=25", "ema.others=16.97"])
     plan = plan_training(config, CPU, probe=False)
     assert plan.disk == 3 * plan.cost.checkpoint + 4 * 2 * plan.cost.weights
+    plan = plan_training(override(config, ["loop.steps=110"]), CPU, probe=False)  # the last step is one too
+    assert plan.disk == 3 * plan.cost.checkpoint + 5 * 2 * plan.cost.weights
 
 
 def test_the_headline_says_what_each_process_needs() -> None:

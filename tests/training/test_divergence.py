@@ -13,6 +13,7 @@ from adm.checkpoints import format as checkpoint_format
 from adm.diffusion.losses import LossTerms
 from adm.runtime.errors import DivergedError
 from adm.training.build import make_loader, new_model
+from adm.training.ema import EMA
 from adm.training.trainer import Trainer
 from tiny_runs import Stripes, contents, run, tiny
 
@@ -159,3 +160,17 @@ def test_a_rate_far_too_high_ends_so_by_itself(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"^step \d+: "):
         run(tiny("diffusion", "optimizer.lr=1e30", "loop.save_every=1000"), tmp_path / "run")
     assert checkpoint_format.steps(tmp_path / "run" / "checkpoints") == []
+
+
+@pytest.mark.parametrize("job", ["diffusion", "upsampler"])
+def test_images_that_are_not_finite_are_never_drawn_as_a_sample_grid(job: str, monkeypatch, tmp_path: Path) -> None:
+    """Of averages that are finite, so that their checkpoint is saved, and whose products are not."""
+
+    def far_too_large(average: EMA, module: torch.nn.Module) -> None:
+        for value in average.weights.values():
+            value.fill_(3e38)
+
+    monkeypatch.setattr(EMA, "update", far_too_large)
+    with pytest.raises(DivergedError, match=r"^step 1: sample grid: .* Lower .* The last checkpoint is step 1\.$"):
+        run(tiny(job, "loop.steps=2", "loop.sample_every=1", "loop.save_every=1"), tmp_path / "run")
+    assert not (tmp_path / "run" / "samples").exists()

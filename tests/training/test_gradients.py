@@ -118,3 +118,13 @@ def test_a_batch_that_makes_no_balanced_tree_is_refused(batch, microbatch, size,
     with pytest.raises(UsageError, match=wrong):
         check_portions(batch, microbatch, True, World(0, size))
     check_portions(batch, microbatch, False, World(0, size))
+
+
+@pytest.mark.parametrize(("batch", "size", "wrong"), [
+    (8, 3, "over 3 processes. Start 2, or begin a run with 6 or 9."), (3, 4, "Start 3, or begin a run with 4."),
+    (12, 5, "Start 4, or begin a run with 10 or 15."), (7, 2, "Start 1, or begin a run with 6 or 8."),
+])  # fmt: skip
+def test_a_batch_that_does_not_split_says_how_many_processes_it_splits_over(batch: int, size: int, wrong: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_portions(batch, None, False, World(0, size))
+    assert str(caught.value).endswith(wrong)

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from adm.checkpoints import format as checkpoint_format
+from adm.runtime.distributed import World
+from adm.runtime.errors import AdmError, DataError, UsageError
 from adm.training.build import new_model
+from adm.training.run import check_agreement
 from conftest import TINY
 from processes import run_ranks, torchrun
-from tiny_runs import contents, tiny
+from tiny_runs import Stripes, contents, run, tiny
 
 PROGRAM = """
 import itertools
@@ -110,8 +113,38 @@ def test_exact_runs_are_equal_to_the_byte_also_when_their_number_changes_on_the_
 
 def test_processes_that_see_different_images_do_not_begin(tmp_path: Path) -> None:
     errors = train(2, tmp_path / "run", stop="other data", code=3)
-    assert any("different images" in text and "process 1" in text for text in errors)
+    assert any("process 0 has 24 images in 2 classes" in text for text in errors), errors
+    assert any("process 1 has 23 images in 2 classes" in text for text in errors)
     assert not (tmp_path / "run").exists()
+
+
+class Recorded(World):
+    """The first of three processes, which only notes what they are to agree on."""
+
+    def agree(self, what: str, value: str, error: type[AdmError] = DataError) -> None:
+        self.__dict__[what] = (value.splitlines(), error)
+
+
+def test_processes_agree_on_every_setting_but_where_the_images_lie() -> None:
+    def agreed(*settings: str) -> tuple[set[str], type[AdmError]]:
+        world = Recorded(0, 3)
+        check_agreement(tiny("diffusion", *settings), Stripes(), world)
+        lines, error = world.__dict__["settings"]
+        return set(lines), error
+
+    plain, error = agreed()
+    assert error is UsageError and len(plain) > 50
+    assert not any(line.startswith("data.path") for line in plain)
+    assert agreed("loop.seed=1")[0] ^ plain == {"loop.seed=0", "loop.seed=1"}
+    assert agreed("network.dropout=0.5")[0] ^ plain == {"network.dropout=0.0", "network.dropout=0.5"}
+
+
+def test_a_number_of_processes_that_does_not_divide_the_batch_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    run(tiny("diffusion", "loop.steps=2"), tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match="does not split over 3 processes"):
+        run(tiny("diffusion", "loop.steps=9"), tmp_path, world=Recorded(0, 3))
+    assert contents(tmp_path) == before
 
 
 KILLED_ONCE = """

@@ -140,6 +140,14 @@ def test_other_images_are_refused_as_such_whatever_their_number_and_classes(two:
         train(planned.config, two, dataset=planned.dataset)
 
 
+def test_a_run_among_its_images_is_refused_as_it_could_not_continue(tmp_path: Path) -> None:
+    """Its pictures would be images, and its folder a class."""
+    folder = write_folder(tmp_path / "photos", (8, 8), ("a", "b"))
+    for labels_from in (None, "folders"):
+        with pytest.raises(UsageError, match=r"photos/run lies within the data .* Choose another --out"):
+            asked(folder / "run", data=str(folder), labels_from=labels_from)
+
+
 def test_a_checkpoint_with_a_foreign_config_is_refused(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (two / "config.json").unlink()
     monkeypatch.setattr("adm.training.request.parse_config", _fail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -240,6 +241,23 @@ def test_a_damaged_newest_checkpoint_is_named_kept_and_passed_over(file: str, un
     assert contents(out / "checkpoints" / "step-00000012.damaged") == damaged
     assert_same_end(out, undisturbed("diffusion"))
     assert [line["step"] for line in log_lines(out)] == [4, 5, 8, 10, 12, 15, 16, 20]
+
+
+def test_a_checkpoint_of_a_newer_format_is_no_damaged_one_and_nothing_is_changed(stopped) -> None:
+    """One whose format a flipped bit made larger is: a storm flips them all."""
+    out = stopped("diffusion", 12)
+    path = out / "checkpoints" / "step-00000012" / "MANIFEST.json"
+    manifest = json.loads(path.read_text()) | {"format": 2, "more": ["than", "we", "know"]}
+    del manifest["self"]
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    path.write_text(json.dumps(manifest | {"self": hashlib.sha256(canonical.encode()).hexdigest()}))
+    before = contents(out)
+    for use in (lambda: run(tiny(*CASES["diffusion"]), out), lambda: adm.load(out)):
+        with pytest.raises(
+            DamagedError, match=r"step-00000012 was written by a newer version of adm .format 2, this one reads 1"
+        ):
+            use()
+        assert contents(out) == before
 
 
 def test_load_passes_over_a_damaged_newest_checkpoint_and_says_so(stopped) -> None:

@@ -440,6 +440,7 @@ def test_a_moved_run_loads_and_goes_on(tmp_path: Path) -> None:
         ("channels", 3, "images have 3 channel.s., the network takes 1"),
         ("class_names", (), "no classes; put the images of each class into a folder of its own"),
         ("class_names", ("a", "b", "c"), "3 classes, but network.num_classes is 2"),
+        ("labels", np.ones(24, int), "all images are of one class, 'vertical', and leave a classifier nothing"),
     ],
 )
 def test_data_that_the_network_is_not_made_for_are_refused_before_anything_is_written(
@@ -663,7 +664,11 @@ def test_a_run_killed_before_or_in_its_first_save_begins_anew(at: int, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path / "run")
     assert checkpoint_format.steps(tmp_path / "run" / "snapshots")[-1] == at // 2 * 2
-    run(config, tmp_path / "run")
+    notes: list[str] = []
+    run(config, tmp_path / "run", on_progress=lambda progress: notes.extend(progress.notes))
+    assert notes == [
+        f"no checkpoint is there, and none was saved as far as can be seen: its {at} steps are trained anew"
+    ]
     for folder in ("checkpoints", "snapshots"):
         assert contents(tmp_path / "run" / folder) == contents(tmp_path / "whole" / folder)
 

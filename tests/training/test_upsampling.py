@@ -116,6 +116,13 @@ def test_sizes_that_do_not_divide_are_refused(size):
         shown(torch.zeros(1, 1, 8, 8), size)
 
 
+def test_an_upsampler_is_not_shown_the_very_image_that_it_is_to_find():
+    with pytest.raises(ValueError, match="low_res_size is 8, the size of the images: nothing is left to find"):
+        replace(CONFIG, low_res_size=8)
+    replace(CONFIG, low_res_size=8, low_res_noise=0.5)  # noise is
+    replace(CONFIG, low_res_size=(8, 4))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A hundred steps on images that their low resolution says everything about; the checkpoint."""

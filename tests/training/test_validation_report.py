@@ -142,6 +142,13 @@ def test_no_curve_and_no_line_crosses_a_legend(chance: float, accuracies) -> Non
     assert len(boxes) == 2 and not boxes[0].overlaps(boxes[1])
 
 
+def test_losses_that_are_all_alike_stay_off_the_frame() -> None:
+    result = complete({}, 100)
+    levels = [level | {"loss": 0.9} for level in result["levels"]]
+    low, high = _figure(result | {"levels": levels}).axes[0].get_ylim()
+    assert low == 0 and high == pytest.approx(1.06 * 0.9)
+
+
 def test_scalars_are_flat_numbers_and_results_json(accuracies) -> None:
     for result in (accuracies, complete({100: 0.1}, 200)):
         assert all(type(value) is float and "/" not in name for name, value in result["scalars"].items())

@@ -1,20 +1,28 @@
-"""What adm sample and adm upsample share: a request's images into PNGs or one .npz, continued, stopped and shown."""
+"""What adm sample and adm upsample share: a request's images into PNGs or one .npz, by one process or many,
+continued, stopped and shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
+    from adm.data import SampleSet
+    from adm.runtime.distributed import World
     from adm.studies.generate import Batch
     from adm.studies.request import Request
 
-__all__ = ["Drawing", "check_out"]
+__all__ = ["Drawing", "check_out", "drawing_world"]
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 
@@ -44,39 +52,63 @@ class Drawing:
     doing: str = "sampling"
     low_res: Callable[[range], Tensor] | None = None
 
-    def write(self, out: str, description: Mapping[str, object]) -> None:
-        """Into the sample set `out`, or the file of that name with .npz; prints where. description: `request.json`."""
-        if out.lower().endswith(".npz"):
-            self._to_npz(out)
-        else:
-            self._to_directory(Path(out), description)
+    def write(self, out: str, description: Mapping[str, object], world: World) -> None:
+        """Into the sample set `out`, or the file of that name with .npz; process 0 prints where.
 
-    def _to_directory(self, out: Path, description: Mapping[str, object]) -> None:
+        description: `request.json`. Each of the processes makes every world.size-th block of images.
+        """
+        from adm.runtime.errors import UsageError
+
+        world.agree("requests", "\n".join(f"{k}={json.dumps(v)}" for k, v in description.items()), UsageError)
+        if out.lower().endswith(".npz"):
+            self._to_npz(out, world)
+        else:
+            self._to_directory(Path(out), description, world)
+
+    def _to_directory(self, out: Path, description: Mapping[str, object], world: World) -> None:
         from adm.cli._progress import say
-        from adm.data import SampleSet
         from adm.runtime.text import shown_path
         from adm.studies._cost import cost_text
-        from adm.studies.sample_request import as_begun, refuse_newer_checkpoint
 
-        num = len(self.labels)
-        refuse_newer_checkpoint(out, self.request)
-        with SampleSet.open(out, as_begun(out, description)) as samples:
-            missing = frozenset(k for k in range(num) if not samples.has(k))
-            if missing and len(missing) < num:
+        num, first = len(self.labels), world.rank == 0
+        with self._opened(out, description, world) as samples:
+            there = json.dumps([k for k in range(num) if not samples.has(k)]) if first else None
+            missing = frozenset(json.loads(world.from_first(there)))
+            if missing and len(missing) < num and first:
                 say(f"{num - len(missing)} of {num} images are there; making the rest")
-            with self._stoppable(lambda: sum(map(samples.has, range(num))), "continues") as check:
-                for batch in self._made(missing):
-                    new = [k for k in range(batch.index, batch.index + len(batch.images)) if k in missing]
-                    for k in new:
-                        samples.add(k, batch.images[k - batch.index])
-                    samples.add_cost(len(new), batch.cost.per_image())
-                    check()
+            with self._stoppable(lambda: sum(map(samples.has, range(num))), "continues", world) as check:
+                for batch, more in self._made(missing, world):
+                    made = () if batch is None else zip(batch.indices, batch.images, strict=True)
+                    new = {k: image for k, image in made if k in missing}
+                    for k, image in new.items():
+                        samples.add(k, image)
+                    added, mean = self._costs(world, len(new), batch)
+                    if first:
+                        samples.add_cost(added, mean)
+                    check(more)
+            if not first:
+                return
             picture = samples.finish(self.labels, self.request.classes, self.seed)
             cost = samples.cost()
         said = "" if cost is None else f"; {cost_text(cost)}"
         print(f"{shown_path(samples.directory)} ({_counted(num, 'image')}{said}; overview: {shown_path(picture)})")
 
-    def _to_npz(self, out: str) -> None:
+    @contextmanager
+    def _opened(self, out: Path, description: Mapping[str, object], world: World) -> Iterator[SampleSet]:
+        """Process 0 answers for the set, and holds its lock until the others are done."""
+        from adm.data import SampleSet
+        from adm.studies.sample_request import as_begun, refuse_newer_checkpoint
+
+        if world.rank > 0:
+            world.wait("process 0 to open the sample set")
+            yield SampleSet(out.resolve())
+            return
+        refuse_newer_checkpoint(out, self.request)
+        with SampleSet.open(out, as_begun(out, description)) as samples:
+            world.wait("the others to come")
+            yield samples
+
+    def _to_npz(self, out: str, world: World) -> None:
         import numpy as np
 
         from adm.cli._progress import say
@@ -86,57 +118,113 @@ class Drawing:
         from adm.runtime.text import shown_path
         from adm.studies._cost import cost_text
 
-        if Path(out).exists():
+        first = world.rank == 0
+        if first and Path(out).exists():
             raise UsageError(f"{shown_path(out)} exists. Choose another --out, or remove it.")
-        files.require_writable(out)
+        if first:
+            files.require_writable(out)
+        world.wait("process 0 to look at --out")
         num = len(self.labels)
         made: list[Batch] = []
+        parts: list[tuple[int, dict[str, float]]] = []
         again = "starts again: an .npz is written in one piece"
-        with self._stoppable(lambda: sum(len(batch.images) for batch in made), again) as check:
-            for batch in self._made(frozenset(range(num))):
-                made.append(batch)
-                check()
-        write_npz(Path(out), np.concatenate([batch.images for batch in made]), self.labels)
-        costs = [(len(batch.images) / num, batch.cost.per_image()) for batch in made]
-        mean = {name: sum(share * cost[name] for share, cost in costs) for name in costs[0][1]}
-        say(cost_text(mean))
+        with self._stoppable(lambda: sum(added for added, _ in parts), again, world) as check:
+            for batch, more in self._made(frozenset(range(num)), world):
+                if batch is not None:
+                    made.append(batch)
+                parts.append(self._costs(world, 0 if batch is None else len(batch.images), batch))
+                check(more)
+        images = self._gathered(made, world)
+        if images is None:
+            return
+        write_npz(Path(out), np.ascontiguousarray(images), self.labels)
+        say(cost_text(_mean(parts)[1]))
         print(shown_path(Path(out)))
 
-    def _made(self, wanted: frozenset[int]) -> Iterator[Batch]:
-        """The batches with a wanted image, with progress."""
+    def _gathered(self, made: list[Batch], world: World) -> NDArray[np.uint8] | None:
+        """All images in their order, uint8 (N, H, W, C), in process 0."""
+        import numpy as np
+        import torch
+
+        channels, *size = self.request.model.image_shape or (0,)
+        none = np.empty((0, *size, channels), np.uint8)
+        images = torch.from_numpy(np.concatenate([none, *(batch.images for batch in made)]))
+        indices = torch.tensor([k for batch in made for k in batch.indices], dtype=torch.int64)
+        counts = world.all_gather(torch.tensor([len(images)])).tolist()
+        order, rows = world.gather(indices, counts), world.gather(images, counts)
+        return None if order is None or rows is None else rows[order.argsort()].numpy()
+
+    def _costs(self, world: World, num: int, batch: Batch | None) -> tuple[int, dict[str, float]]:
+        """How many images the processes have made in this round, and what one of them cost. num: of this process."""
+        mine = json.dumps([num, {} if batch is None else batch.cost.per_image()])
+        return _mean([json.loads(text) for text in world.texts(mine)])
+
+    def _made(self, wanted: frozenset[int], world: World) -> Iterator[tuple[Batch | None, bool]]:
+        """This process's batches with a wanted image, with progress, and whether any process makes more after it.
+
+        All have as many rounds; in the last one some may have nothing to do.
+        """
         from adm.cli._progress import bar
         from adm.studies.generate import batches
 
         request, num, steps = self.request, len(self.labels), len(self.request.chain)
         size = min(self.batch_size, num)
-        with bar(f"{self.doing} {_counted(num, 'image')} x {_counted(steps, 'step')}", num * steps) as shown:
+        starts = sorted({k // size * size for k in wanted})
+        mine = frozenset(starts[world.rank :: world.size])
+        title = f"{self.doing} {_counted(num, 'image')} x {_counted(steps, 'step')}"
+        with bar(title, num * steps, shown=world.rank == 0) as shown:
 
             def on_step(index: int, step: int) -> None:
-                shown.update(index * steps + (step + 1) * min(size, num - index))
+                shown.update(index * steps + (step + 1) * min(size * world.size, num - index))
+                world.phase(f"step {step + 1} of images {index} to {min(index + size, num) - 1}")
 
-            yield from batches(request, self.labels, self.seed, size, wanted.__contains__, on_step, self.low_res)
+            def has_part(k: int) -> bool:
+                return k in wanted and k // size * size in mine
+
+            made = batches(request, self.labels, self.seed, size, has_part, on_step, self.low_res)
+            for done in range(0, len(starts), world.size):
+                yield next(made, None), done + world.size < len(starts)
 
     @contextmanager
-    def _stoppable(self, num_done: Callable[[], int], again: str) -> Iterator[Callable[[], None]]:
-        """Within the block, a first signal stops at the function that is given, unless all images are done, and a
-        second one at once; either says how many are. again: what the same command does after that."""
+    def _stoppable(self, num_done: Callable[[], int], again: str, world: World) -> Iterator[Callable[[bool], None]]:
+        """Within the block, a first signal stops all processes at the function that is given, if there is more to do,
+        and a second Ctrl-C at once; either says how many are done. again: what the same command does after that."""
         from adm.runtime.errors import StoppedError
         from adm.runtime.signals import stop_requests
 
         def stopped(how: str) -> StoppedError:
-            return StoppedError(f"{how} after {num_done()} of {num} images; the same command {again}.")
+            return StoppedError(f"{how} after {num_done()} of {len(self.labels)} images; the same command {again}.")
 
-        num = len(self.labels)
         try:
-            with stop_requests() as stop:
+            with stop_requests(told=world.rank == 0) as stop:
 
-                def check() -> None:
-                    if stop() and num_done() < num:
+                def check(more: bool) -> None:
+                    if world.any(stop()) and more:
                         raise stopped("stopped")
 
                 yield check
         except KeyboardInterrupt as error:
+            if world.size > 1:  # the others have not been asked
+                raise
             raise stopped("interrupted") from error
+
+
+@contextmanager
+def drawing_world(device: torch.device) -> Iterator[World]:
+    """The processes that share the images; what is worth a note, the first one notes."""
+    from adm.runtime.distributed import join
+
+    with join(device) as world, warnings.catch_warnings():
+        if world.rank > 0:
+            warnings.simplefilter("ignore")
+        yield world
+
+
+def _mean(parts: Sequence[tuple[int, Mapping[str, float]]]) -> tuple[int, dict[str, float]]:
+    """(how many, what one costs) of several such."""
+    total = sum(num for num, _ in parts)
+    names = dict.fromkeys(name for _, cost in parts for name in cost)
+    return total, {name: sum(num * cost.get(name, 0.0) for num, cost in parts) / max(total, 1) for name in names}
 
 
 def _counted(num: int, what: str) -> str:

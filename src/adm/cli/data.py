@@ -92,10 +92,10 @@ class Pack:
         from pathlib import Path
 
         from adm.cli._progress import say, stages
-        from adm.data import leaving_out_by, open_dataset
+        from adm.data import leaving_out_by, open_dataset, refuse_within
         from adm.data._pack_writer import check_destination, pack_images
-        from adm.data.pack import Pack
-        from adm.runtime.errors import UsageError
+        from adm.data.pack import Pack, is_pack
+        from adm.runtime.errors import StoppedError, UsageError
         from adm.runtime.signals import stop_requests
         from adm.runtime.text import num_bytes, shown_path
         from adm.training.defaults import parse_size
@@ -107,14 +107,22 @@ class Pack:
                 f"--channels {self.channels}: images are packed with 1 (grey) or 3 (RGB). Use one of these."
             )
         check_destination(out)
+        if not is_pack(out):
+            refuse_within(out, self.path, self.labels_from, "DST")
         with stages() as shown, stop_requests() as stop:
+
+            def opening(done: int, total: int) -> None:
+                shown("opening", done, total, "")
+                if stop():
+                    raise StoppedError("stopped while the images were opened; run the same command again.")
+
             with leaving_out_by("--skip-bad"):
                 dataset = open_dataset(
                     self.path,
                     channels=self.channels,
                     labels_from=self.labels_from,
                     skip_bad=self.skip_bad,
-                    progress=lambda done, total: shown("opening", done, total, ""),
+                    progress=opening,
                 )
             for note in getattr(dataset, "notes", ()):
                 say(f"adm: note: {note}")

@@ -71,6 +71,10 @@ class Evaluate:
     ] = False
     device: Device = "auto"
 
+    @property
+    def shared(self) -> bool:
+        return not self.selftest
+
     def run(self) -> int:
         if self.selftest:
             return self._selftest()

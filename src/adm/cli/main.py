@@ -1,7 +1,8 @@
 """The command `adm`: finds the file of a command, reads its flags, runs it, and says in one line what went wrong.
 
 A command is a file of this room without a leading underscore: it maps command words to dataclasses whose fields are
-the flags and whose `run()` does the work. Files import what is heavy inside `run`, so that `--help` is quick.
+the flags and whose `run()` does the work; `shared` says that many processes share it, which others refuse. Files import
+what is heavy inside `run`, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import adm.cli
+from adm.cli._many import let_first_speak, refuse_many
 from adm.cli._parsing import HelpShown, parse
+from adm.cli._streams import lasting_streams
 from adm.runtime import files
 from adm.runtime.errors import AdmError, ResourceError, StoppedError, UsageError, is_out_of_memory
 from adm.runtime.text import nearest, one_line
@@ -29,7 +32,11 @@ UNEXPECTED = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    with lasting_streams():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     with warnings.catch_warnings():
@@ -47,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (Exception, KeyboardInterrupt) as error:
             if debug:
                 traceback.print_exc()
+            let_first_speak()
             code, line = _explain(error)
             print(f"adm: {line if line.endswith(('.', '?', '!')) else line + '.'}", file=sys.stderr)
             return code
@@ -75,7 +83,10 @@ def _dispatch(words: list[str]) -> int:
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in known:
-            return int(parse(known[name], name, words[length:]).run() or 0)
+            command = parse(known[name], name, words[length:])
+            if not getattr(command, "shared", False):
+                refuse_many(name)
+            return int(command.run() or 0)
     group = {name: command for name, command in known.items() if name.split()[0] == words[0]}
     if not group:
         starts = [*known, *(name.split()[0] for name in known)]

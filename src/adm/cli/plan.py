@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from adm.cli._flags import ChainSteps, Device, Settings
-from adm.cli.train import Batch, From, LabelsFrom, Preset, Seed, Size, Steps, request_of
+from adm.cli.train import TrainFlags, request_of
 
 if TYPE_CHECKING:
     from adm.data import Dataset
@@ -22,8 +22,8 @@ NoProbe = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class PlanTrain:
+@dataclass(frozen=True, kw_only=True)
+class PlanTrain(TrainFlags):
     """Say what adm train with the same flags needs and how long it takes, before it starts.
 
     A few steps of the real size are tried in a process of their own. With a --preset the data may be missing: it is
@@ -31,31 +31,10 @@ class PlanTrain:
     """
 
     job: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="JOB", help="diffusion, classifier or upsampler.")]
-    data: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="PATH", help="As of adm train.", help_behavior_hint="(default: as the preset was made for)"
-        ),
-    ] = None
-    out: Annotated[
-        str | None,
-        tyro.conf.arg(
-            metavar="RUN", help="Where the run will be, to time its disk.", help_behavior_hint="(default: here)"
-        ),
-    ] = None
-    from_: From = None
-    preset: Preset = None
-    labels_from: LabelsFrom = None
-    steps: Steps = None
-    batch: Batch = None
-    image_size: Size = None
-    seed: Seed = None
-    device: Device = "auto"
     processes: Annotated[
         int, tyro.conf.arg(metavar="N", help="As started by torchrun with so many, each on a device like this one.")
     ] = 1
     no_probe: NoProbe = False
-    set: Settings = ()
 
     def run(self) -> None:
         from pathlib import Path
@@ -82,7 +61,7 @@ class PlanTrain:
         refuse_unknown_job(self.job)
         request = request_of(self.job, self.data or "", self.out or "a run that does not exist", self)
         if self.data is None:
-            if self.preset is None:
+            if self.preset is None or self.from_ is not None:
                 raise UsageError("plan train needs --data PATH, or --preset NAME to plan for the data it was made for.")
             config = preset_without_data(self.preset, self.job, parse_size(self.image_size))
             return override(config, request.assignments()), None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,8 +81,6 @@ class Reference:
             raise UsageError(f"--seed {self.seed}: seeds are 0..2**64-1. Choose one of these.")
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: 1 image or more are read at once. Leave it out for {BATCH}.")
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            raise UsageError("reference runs in one process, and WORLD_SIZE asks for many. Start it without torchrun.")
         if self.size is not None and self.size < 1:
             raise UsageError(f"--size {self.size}: images have 1 pixel or more. Give the size of your samples.")
         if self.no_statistics and self.weights is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
@@ -71,10 +71,11 @@ class Sample:
     seed: Annotated[int, tyro.conf.arg(help="Seed of the first image.")] = 0
     device: Device = "auto"
     set: Settings = ()
+    shared: ClassVar[bool] = True
 
     def run(self) -> None:
         from adm.checkpoints.load import check_weights
-        from adm.cli._drawing import Drawing, check_out
+        from adm.cli._drawing import Drawing, check_out, drawing_world
         from adm.cli._progress import say
         from adm.runtime.config import override
         from adm.runtime.device import pick_device
@@ -87,15 +88,16 @@ class Sample:
         check_weights(settings.weights)
         given = None if self.labels is None else parse_labels(self.labels)
         device = pick_device(self.device)
-        request = prepare_named(
-            self.model, self.steps, self.sampler, self.guidance, device, settings.weights, settings.precision
-        )
-        labels = resolve_labels(request, given, self.num)
-        check_seeds(self.seed, len(labels))
-        if request.said is not None:
-            say(f"adm: {request.said}")
-        drawing = Drawing(request, labels, self.seed, settings.batch_size)
-        drawing.write(self.out, self._description(request, settings))
+        with drawing_world(device) as world:
+            request = prepare_named(
+                self.model, self.steps, self.sampler, self.guidance, device, settings.weights, settings.precision
+            )
+            labels = resolve_labels(request, given, self.num)
+            check_seeds(self.seed, len(labels))
+            if request.said is not None and world.rank == 0:
+                say(f"adm: {request.said}")
+            drawing = Drawing(request, labels, self.seed, settings.batch_size)
+            drawing.write(self.out, self._description(request, settings), world)
 
     @staticmethod
     def components(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -30,6 +30,7 @@ class Study:
         tyro.conf.arg(metavar="DIR", help="Where everything goes.", help_behavior_hint="(default: studies/NAME)"),
     ] = None
     device: Device = "cpu"
+    shared: ClassVar[bool] = True
 
     def run(self) -> None:
         from pathlib import Path

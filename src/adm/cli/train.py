@@ -6,8 +6,8 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
@@ -16,7 +16,6 @@ from adm.cli._flags import Device, Settings
 if TYPE_CHECKING:
     import torch
 
-    from adm.cli.plan import PlanTrain
     from adm.runtime.distributed import World
     from adm.training.config import LoopConfig
     from adm.training.request import Plan, Request
@@ -32,6 +31,14 @@ Data = Annotated[
     str, tyro.conf.arg(metavar="PATH", help="A folder or zip of images, one sub-folder per class; an .npz; or digits.")
 ]
 Out = Annotated[str, tyro.conf.arg(metavar="RUN", help="The run directory; the same command again continues it.")]
+PlannedData = Annotated[
+    str | None,
+    tyro.conf.arg(metavar="PATH", help="As of adm train.", help_behavior_hint="(default: as the preset was made for)"),
+]
+PlannedOut = Annotated[
+    str | None,
+    tyro.conf.arg(metavar="RUN", help="Where the run will be, to time its disk.", help_behavior_hint="(default: here)"),
+]
 From = Annotated[
     str | None,
     tyro.conf.arg(
@@ -73,10 +80,12 @@ Seed = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class _Train:
-    data: Data
-    out: Out
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    """What adm train takes, and the plan of it, which can do without data and a directory."""
+
+    data: PlannedData = None
+    out: PlannedOut = None
     from_: From = None
     preset: Preset = None
     labels_from: LabelsFrom = None
@@ -88,7 +97,14 @@ class _Train:
     set: Settings = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class _Train(TrainFlags):
+    data: Data = field()
+    out: Out = field()
+    shared: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainDiffusion(_Train):
     """Train a diffusion model on images.
 
@@ -103,7 +119,7 @@ class TrainDiffusion(_Train):
         return _settings("diffusion")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainClassifier(_Train):
     """Train a noisy classifier, to guide a diffusion model of the same schedule and size."""
 
@@ -115,7 +131,7 @@ class TrainClassifier(_Train):
         return _settings("classifier")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainUpsampler(_Train):
     """Train a model that enlarges images, on pairs made by shrinking yours; --image-size is the large size."""
 
@@ -134,7 +150,7 @@ COMMANDS = {
 }
 
 
-def request_of(job: str, data: str, out: str, flags: _Train | PlanTrain) -> Request:
+def request_of(job: str, data: str, out: str, flags: TrainFlags) -> Request:
     """What the flags of a run, or of its plan, ask for."""
     from pathlib import Path
 
@@ -169,7 +185,7 @@ def _train(request: Request, device: torch.device, world: World) -> None:
     """What each process does; the first one alone speaks."""
     from adm.runtime.signals import stop_requests
 
-    with stop_requests() as stop:
+    with stop_requests(told=world.rank == 0) as stop:
         _train_until(stop, request, device, world)
 
 

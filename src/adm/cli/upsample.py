@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
@@ -67,10 +67,11 @@ class Upsample:
     seed: Annotated[int, tyro.conf.arg(help="Seed of the first image.")] = 0
     device: Device = "auto"
     set: Settings = ()
+    shared: ClassVar[bool] = True
 
     def run(self) -> None:
         from adm.checkpoints.load import check_weights
-        from adm.cli._drawing import Drawing, check_out
+        from adm.cli._drawing import Drawing, check_out, drawing_world
         from adm.cli._progress import bar, say
         from adm.runtime.config import override
         from adm.runtime.device import pick_device
@@ -86,27 +87,31 @@ class Upsample:
         given = None if self.labels is None else parse_labels(self.labels)
         device = pick_device(self.device)
         check_there(self.input)
-        request = prepare_named(
-            self.model,
-            self.steps,
-            self.sampler,
-            self.guidance,
-            device,
-            settings.weights,
-            settings.precision,
-            kind="upsampler",
-        )
-        with bar("reading images", 1) as reading:
-            small = open_small(self.input, channels_of(request), lambda done, total: reading.update(done, total=total))
-        note = check_small(request, small, self.input)
-        labels = labels_of(request, small, given, self.num, self.input)
-        check_seeds(self.seed, len(labels))
-        if request.said is not None:
-            say(f"adm: {request.said}")
-        for line in (*small.notes, *([note] if note else [])):
-            say(f"adm: note: {line}")
-        drawing = Drawing(request, labels, self.seed, settings.batch_size, "upsampling", small.low_res)
-        drawing.write(self.out, self._description(request, small, settings))
+        with drawing_world(device) as world:
+            request = prepare_named(
+                self.model,
+                self.steps,
+                self.sampler,
+                self.guidance,
+                device,
+                settings.weights,
+                settings.precision,
+                kind="upsampler",
+            )
+            with bar("reading images", 1, shown=world.rank == 0) as reading:
+                small = open_small(
+                    self.input, channels_of(request), lambda done, total: reading.update(done, total=total)
+                )
+            note = check_small(request, small, self.input)
+            labels = labels_of(request, small, given, self.num, self.input)
+            check_seeds(self.seed, len(labels))
+            if world.rank == 0:
+                if request.said is not None:
+                    say(f"adm: {request.said}")
+                for line in (*small.notes, *([note] if note else [])):
+                    say(f"adm: note: {line}")
+            drawing = Drawing(request, labels, self.seed, settings.batch_size, "upsampling", small.low_res)
+            drawing.write(self.out, self._description(request, small, settings), world)
 
     @staticmethod
     def components(words: Sequence[str]) -> list[tuple[str, str]]:

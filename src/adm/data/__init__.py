@@ -1,7 +1,7 @@
 """Images and labels: ADM's crops, batches as a function of (seed, position), and a file for each data set."""
 
 from adm.data._class_numbers import class_numbers
-from adm.data._dataset import Dataset, open_dataset
+from adm.data._dataset import Dataset, open_dataset, refuse_within
 from adm.data._image_source import ImageSource, open_images, subset
 from adm.data._images import center_crop, decode, random_crop
 from adm.data._labels import describe_difference
@@ -33,6 +33,7 @@ __all__ = [
     "overview",
     "png_bytes",
     "random_crop",
+    "refuse_within",
     "save_png",
     "stored_statistics",
     "subset",

@@ -21,6 +21,7 @@ from adm.runtime.text import num_bytes, one_line, shown_path
 
 __all__ = [
     "DEFLATED",
+    "DamagedArchiveError",
     "Member",
     "contents_offset",
     "first_name",
@@ -57,6 +58,14 @@ class Member:
     size: int
     crc: int | None
     method: int
+
+
+class DamagedArchiveError(DamagedError):
+    """An archive, or a member of one, that is not what it says. why: the reason alone."""
+
+    def __init__(self, file: OpenFile, why: str) -> None:
+        super().__init__(f"{shown_path(file.path)} is refused: {why}. Get another copy, or make the file again.")
+        self.why = why
 
 
 def is_archive(file: OpenFile) -> bool:
@@ -224,5 +233,5 @@ def shown(member: Member) -> str:
     return f"member {one_line(member.name, 60)!r}"
 
 
-def refused(file: OpenFile, why: str) -> DamagedError:
-    return DamagedError(f"{shown_path(file.path)} is refused: {why}. Get another copy, or make the file again.")
+def refused(file: OpenFile, why: str) -> DamagedArchiveError:
+    return DamagedArchiveError(file, why)

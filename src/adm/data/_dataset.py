@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adm.data._archive import is_archive
+from adm.data._listing import is_hidden
 from adm.data._npz import is_array_file
 from adm.data._npz_dataset import ArrayDataset
 from adm.data._open_file import OpenFile
@@ -22,7 +23,7 @@ from adm.runtime import lookup
 from adm.runtime.errors import DataError, UsageError
 from adm.runtime.text import nearest, one_line, shown_path
 
-__all__ = ["Dataset", "built_in", "open_dataset"]
+__all__ = ["Dataset", "built_in", "open_dataset", "refuse_within"]
 
 Progress = Callable[[int, int], None]
 
@@ -103,6 +104,23 @@ def open_dataset(
     options |= {key: value for key, value in offered.items() if key in taken}
     _refuse_without_source(spec, taken, source)
     return component(*source, **options)
+
+
+def refuse_within(out: Path, data: str, labels_from: str | None, option: str) -> None:
+    """Raises UsageError where what is written to `out` would become part of the data, as below a folder of images.
+
+    labels_from: as in `open_dataset`; of a table's files no other is one. option: what else is to be chosen.
+    """
+    if data.partition(":")[0] in built_in() or not data or not os.path.isdir(data):
+        return
+    below = os.path.relpath(os.path.realpath(out), os.path.realpath(data)).split(os.sep)
+    if below[0] == ".." or (below != ["."] and any(map(is_hidden, below))):
+        return
+    if labels_from is None or Path(labels_from).suffix.lower() not in (".csv", ".json"):
+        raise UsageError(
+            f"{shown_path(out)} lies within the data {shown_path(data)!r}, and would become a part of them. "
+            f"Choose another {option}."
+        )
 
 
 def built_in() -> list[str]:

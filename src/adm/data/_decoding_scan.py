@@ -13,6 +13,7 @@ from pathlib import Path
 import PIL
 
 from adm.data import _images
+from adm.data._archive import DamagedArchiveError
 from adm.data._file_tree import FileTree, Read
 from adm.data._listing import IMAGE_SUFFIXES
 from adm.data._scan_threads import by_threads
@@ -138,8 +139,7 @@ def _look_at(tree: FileTree, read: Read, name: str, record: ScanRecord | None, s
     if known is not None:
         return known
     try:
-        data = read(name)
-        image = _images.open_image(data)
+        found = _decoded(read(name))
     except _images.NotAnImage as error:
         meant = tree.only_images or Path(name).suffix.lower() in IMAGE_SUFFIXES
         return str(error) if meant else None
@@ -148,8 +148,14 @@ def _look_at(tree: FileTree, read: Read, name: str, record: ScanRecord | None, s
     except DamagedError as error:
         if not skip_bad:
             raise
-        return str(error)
-    found = Found(hashlib.sha256(data).digest(), _images.is_grey(image), _images.is_wide(image))
+        return error.why if isinstance(error, DamagedArchiveError) else str(error)
     if record is not None:
         record.add(name, before, tree.stamp(name), found)
     return found
+
+
+def _decoded(data: bytes) -> Found:
+    """What the file's bytes are. Nothing of a large image is left when another thread may decode one."""
+    with _images.opened(data) as header, _images.one_large(header):
+        image = _images.load_upright(header)
+        return Found(hashlib.sha256(data).digest(), _images.is_grey(image), _images.is_wide(image))

@@ -31,6 +31,7 @@ Source = str | os.PathLike[str] | bytes
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_FILE_BYTES = 2**27
 MAX_PIXELS = 2**26  # 8192 x 8192
+MAX_PIXELS_WEBP = 2**25  # its decoder takes 16 bytes for each
 MAX_ASPECT = 64  # the crops first scale the shorter side, so memory grows with size**2 * aspect
 
 THREADS = min(8, os.cpu_count() or 1)
@@ -54,6 +55,8 @@ DISGUISES = {  # how a file begins, in lower case -> what it is
     b"pk\3\4": "a zip",
     b"\x93numpy": "an .npy",
 }
+
+OWN = {b"\xff\xd8\xff": "JPEG", _png_chunks.SIGNATURE: "PNG"}  # how a file of these begins
 
 
 class Unreadable(Exception):
@@ -80,13 +83,15 @@ def opened(source: Source) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unreadable(f"more than {MAX_PIXELS} pixels") from None
     except UnidentifiedImageError:
+        if own := next((what for start, what in OWN.items() if data.startswith(start)), None):
+            raise Unreadable(f"a {own} that is damaged, or of a kind that is not read") from None
         raise NotAnImage(_what_it_is(data)) from None
     except Exception as error:  # a text that begins with "BM" gets this far
         raise NotAnImage(reason(error)) from None
     with image:
         _check_header(image)
-        if image.format == "PNG" and data[24:26] == b"\x10\x04":  # IHDR: 16 bits, grey and alpha
-            image.info[STORED_GREY] = True
+        if image.format == "PNG":
+            _complete_png(image, depth=data[24], colour=data[25])
         yield image
 
 
@@ -118,10 +123,26 @@ def reason(error: Exception) -> str:
     return one_line(str(error) or type(error).__name__, 60)
 
 
+def _complete_png(image: Image.Image, depth: int, colour: int) -> None:
+    """What Pillow does not say, by the header's bit depth and colour type; transparent values as its pixels have them.
+
+    A file says these at its own depth, in as many of the lower bits. Source: PNG specification, third edition, 11.3.1.
+    """
+    if (depth, colour) == (16, 4):
+        image.info[STORED_GREY] = True
+    transparent = image.info.get("transparency")
+    if colour == 0 and isinstance(transparent, int) and depth in (2, 4, 8):
+        last = 2**depth - 1
+        image.info["transparency"] = (transparent & last) * 255 // last
+    elif colour == 2 and isinstance(transparent, tuple):
+        image.info["transparency"] = tuple(v >> 8 if depth == 16 else v & 255 for v in transparent)
+
+
 def _check_header(image: Image.Image) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise Unreadable(f"{width}x{height} is more than {MAX_PIXELS} pixels")
+    limit = MAX_PIXELS_WEBP if image.format == "WEBP" else MAX_PIXELS
+    if width * height > limit:
+        raise Unreadable(f"{width}x{height} is more than {limit} pixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise Unreadable(f"{width}x{height} is longer than {MAX_ASPECT}:1")
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adm.data import _images, _png_chunks
+from adm.data._archive import DamagedArchiveError
 from adm.data._image_file import NotAnImage, Unreadable
 from adm.data._listing import IMAGE_SUFFIXES
 from adm.data._scan_threads import by_threads
@@ -57,7 +58,7 @@ def look(data: bytes) -> Look:
             wide=_images.is_wide(image),
             alpha=alpha,
             transparent=alpha and _hides(image),
-            turned=_images.orientation(header) != 1,
+            turned=image is not header,
             size=(pixels.shape[0], pixels.shape[1]),
             num_bytes=len(data),
             sha256=hashlib.sha256(data).digest(),
@@ -84,6 +85,8 @@ def _verdict(read: Callable[[str], bytes], name: str) -> Look | str | None:
         return look(read(name))
     except NotAnImage as error:
         return str(error) if Path(name).suffix.lower() in IMAGE_SUFFIXES else None
+    except DamagedArchiveError as error:
+        return error.why
     except (Unreadable, DamagedError) as error:
         return str(error)
 

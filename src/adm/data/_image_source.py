@@ -72,11 +72,11 @@ def open_images(
     to it as ADM does; None takes images as they are and refuses different sizes. Raises DataError or DamagedError.
     """
     text, path = str(path), Path(path)
-    if os.path.isdir(path):
+    if text and os.path.isdir(path):
         if is_pack(path):
             return _DatasetImages(open_dataset(text), "pack", size)
         return ImageFiles(FolderTree(path), size, progress)
-    if not os.path.lexists(path):
+    if not text or not os.path.lexists(path):
         return _DatasetImages(_by_name(text, progress), "built-in data", size)
     with OpenFile(path) as file:
         is_array, is_zip, begin = is_array_file(file), is_archive(file), file.read_at(0, min(file.size, 4))
@@ -206,7 +206,8 @@ def _by_name(text: str, progress: Callable[[int, int], None] | None) -> Dataset:
         if ":" in text:
             raise
         raise DataError(
-            f"{shown_path(text)}: no such file or folder. Give an .npz, a folder or zip of images, or a sample set."
+            f"{shown_path(text) if text else repr(text)}: no such file or folder. "
+            "Give an .npz, a folder or zip of images, or a sample set."
         ) from None
     if not len(dataset):
         raise DataError(f"{dataset.name} holds no images: give data with images")

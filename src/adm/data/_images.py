@@ -7,7 +7,7 @@ An image here is uint8 with shape (H, W, C), C being 1 (grey) or 3 (RGB). What f
   16-bit colour, or with alpha     the high byte of each, as Pillow reads it
   colour, colour palette           3 channels; as 1 channel its luma (ITU-R 601)
   CMYK, YCCK                       R = (255 - C) (255 - K) / 255, and so on; colour profiles are not applied
-  alpha, transparent colour        composited on white, the declared background
+  alpha, transparent colour        composited on white, the declared background; of 16-bit colour by its high bytes
   EXIF orientation                 applied
 """
 
@@ -87,7 +87,11 @@ def load_upright(image: Image.Image) -> Image.Image:
         if image.mode in ("P", "PA") and image.palette is None:
             raise ValueError("without its palette")
         method = _UPRIGHT.get(orientation(image))
-        return image if method is None else image.transpose(method)
+        if method is None:
+            return image
+        upright = image.transpose(method)
+        image.close()  # so that one of the two is held while the other is converted
+        return upright
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data

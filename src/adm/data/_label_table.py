@@ -33,7 +33,8 @@ TABLES = ("labels.csv", "dataset.json")
 CLASSES = "classes.txt"
 MAX_LABEL = 99_999
 
-_NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)
+_NUMBER = re.compile(r"-?\d+", re.ASCII)
+_MAX_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ def _json_pairs(data: bytes, where: str) -> list[tuple[str, Label]] | None:
             raise DataError(f"{where} holds {one_line(entry, 40)}: write [file, label], such as ['a.png', 0]")
         name, label = entry
         if isinstance(label, bool) or not isinstance(label, int | str | None):
-            what = "a vector" if isinstance(label, list) else one_line(repr(label), 30)
+            what = one_line(repr(label), 30)
+            if isinstance(label, list):
+                what = "a vector" if all(isinstance(part, int | float) for part in label) else "a list"
             raise DataError(
                 f"{where} gives {one_line(name, 50)!r} {what} as label: write a number from 0 on, or the class's name"
             )
@@ -173,8 +176,8 @@ def number(
     mixed = next((name for name, label in labels.items() if isinstance(label, int)), None)
     if mixed is not None:
         raise DataError(
-            f"{where} has numbers and names as labels, such as {labels[mixed]} of {one_line(mixed, 50)!r} beside "
-            f"{one_line(min(texts), 30)!r}: use one kind"
+            f"{where} has numbers and names as labels, such as {one_line(labels[mixed], 30)} of "
+            f"{one_line(mixed, 50)!r} beside {one_line(min(texts), 30)!r}: use one kind"
         )
     if order is not None and (unknown := sorted(named - set(order))):
         shown = ", ".join(repr(one_line(name, 30)) for name in unknown[:2]) + (", ..." if len(unknown) > 2 else "")
@@ -195,11 +198,18 @@ def check_text(text: str, where: str) -> None:
 def _numbered(
     labels: Mapping[str, Label], order: tuple[str, ...] | None, order_where: str, where: str
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    numbers = {name: int(label or 0) for name, label in labels.items()}
+    numbers = {name: _whole(label) for name, label in labels.items()}
     last = MAX_LABEL if order is None else len(order) - 1
     bad = next((name for name, label in numbers.items() if not 0 <= label <= last), None)
     if bad is not None:
         why = "" if order is None else f" as {order_where} names {len(order)} classes"
-        raise DataError(f"{where} gives {one_line(bad, 50)!r} the label {numbers[bad]}, not 0..{last}{why}: correct it")
+        label = one_line(labels[bad], 30)
+        raise DataError(f"{where} gives {one_line(bad, 50)!r} the label {label}, not 0..{last}{why}: correct it")
     names = order if order is not None else tuple(map(str, range(max(numbers.values()) + 1)))
     return names, numbers
+
+
+def _whole(label: Label) -> int:
+    """The number; of more digits than any label has, one that is too large."""
+    digits = str(label or 0)
+    return int(digits) if len(digits) <= _MAX_DIGITS else MAX_LABEL + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from adm.runtime.text import one_line, shown_path
 __all__ = ["LabelledFiles", "content_fingerprint"]
 
 NUM_EMPTY_SHOWN = 5
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 class LabelledFiles:
@@ -171,8 +173,11 @@ def _class_notes(names: tuple[str, ...], labels: NDArray[np.int64], ordered: boo
     else:
         shown = ", ".join(repr(one_line(names[k], 20)) for k in empty[:NUM_EMPTY_SHOWN])
         yield f"{len(empty)} of {len(names)} classes have no images ({shown}, ...); they keep their labels"
-    if not ordered and all(name.isdecimal() for name in names) and sorted(names, key=int) != list(names):
-        yield f"class names are numbers but ordered as text: label 0 is {names[0]!r}, 1 is {names[1]!r}"
+    if not ordered and all(map(_NUMBER.fullmatch, names)):
+        moved = [k for k, name in enumerate(sorted(names, key=float)) if name != names[k]]
+        for k in moved[:1]:
+            both = f"label {k} is {one_line(names[k], 20)!r}, {k + 1} is {one_line(names[k + 1], 20)!r}"
+            yield f"class names are numbers but ordered as text: {both}"
 
 
 def _twins(paths: tuple[str, ...], labels: NDArray[np.int64], hashes: NDArray[np.uint8]) -> Iterator[str]:

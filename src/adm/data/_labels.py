@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 SOURCES = ("folders", "prefix", "none")
+_SELECTORS = re.compile("[\u034f\u180b-\u180d\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""Marks without a shape of their own: the grapheme joiner, and variation selectors, as behind a heart in colour."""
 
 
 def label_rule(tree: FileTree, read: Read, labels_from: str | None, own: LabelTable | None = None) -> LabelRule:
@@ -102,7 +105,8 @@ def refuse_look_alikes(names: Iterable[str], where: str) -> None:
     """
     seen: dict[str, str] = {}
     for name in names:
-        visible = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        shown = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        visible = _SELECTORS.sub("", "".join(shown))
         other = seen.setdefault(" ".join(visible.casefold().split()), name)
         if other != name:
             raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +22,7 @@ __all__ = ["Pack"]
 
 def is_pack(path: str | Path) -> bool:
     """Whether `path` is a directory that `adm data pack` has completed."""
-    return (Path(path) / DOCUMENT).is_file() and (Path(path) / files.MANIFEST).is_file()
+    return all(os.path.isfile(os.path.join(path, name)) for name in (DOCUMENT, files.MANIFEST))
 
 
 class Pack:

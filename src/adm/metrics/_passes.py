@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -33,10 +34,15 @@ class Passes:
         self.notes: list[str] = []
 
     def add(self, source: ImageSource, rows: Sequence[FeatureRows], num: int, what: str) -> None:
-        """Add the first `num` images to the rows of all extractors, on process 0; each process takes its share."""
+        """Add the first `num` images to the rows of all extractors, on process 0; each process takes its share.
+
+        Raises DataError when the processes have not the same images and extractors.
+        """
+        self._agree(source, rows, num, what)
         share = self.world.share(num, self.batch_size)
         parts = [FeatureRows(some.extractor, some.taps) for some in rows]
         for block in self._blocks(share):
+            self.world.phase(f"{what} {block.start} to {block.stop - 1}")
             keys = [self._key(some, source, block) for some in rows]
             kept = [self._kept(key) for key in keys]
             if any(found is None for found in kept):
@@ -62,6 +68,13 @@ class Passes:
                 for block in self._blocks(share):
                     for some in rows:
                         self.cache.forget(self._key(some, source, block))
+
+    def _agree(self, source: ImageSource, rows: Sequence[FeatureRows], num: int, what: str) -> None:
+        if self.world.size == 1:
+            return
+        extractors = [[some.extractor.name, sorted(some.taps), dict(some.extractor.conditions)] for some in rows]
+        lines = [what, f"{num:,} images", f"sha256 {source.sha256}", f"{self.batch_size} at once"]
+        self.world.agree(what, "\n".join([*lines, *(json.dumps(each, sort_keys=True) for each in extractors)]))
 
     def _blocks(self, share: range) -> Iterator[range]:
         size = -(-BLOCK // self.batch_size) * self.batch_size

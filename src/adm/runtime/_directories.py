@@ -120,13 +120,25 @@ def manifest_bytes(records: Mapping[str, FileRecord]) -> bytes:
     """The one spelling of a manifest; "self" is the sha256 of the canonical JSON of the rest."""
     files = {name: {"bytes": r.num_bytes, "sha256": r.sha256} for name, r in sorted(records.items())}
     body: dict[str, object] = {"format": MANIFEST_FORMAT, "files": files}
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    body["self"] = hashlib.sha256(canonical.encode()).hexdigest()
+    body["self"] = _self_hash(body)
     return (json.dumps(body, indent=1) + "\n").encode()
 
 
+def _self_hash(body: Mapping[str, object]) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _is_newer(raw: Any) -> bool:
+    """Whether it is an intact manifest of a later format; by its hash, for a changed bit can make a format larger."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("format"), int) or raw["format"] <= MANIFEST_FORMAT:
+        return False
+    return _self_hash({name: value for name, value in raw.items() if name != "self"}) == raw.get("self")
+
+
 def read_manifest(directory: _disk.PathLike) -> dict[str, FileRecord]:
-    """What the manifest lists, by name. ``DamagedError`` when it is missing or not as it was written."""
+    """What the manifest lists, by name. ``DamagedDirectoryError`` when it is missing or not as it was written, a plain
+    ``DamagedError`` when a newer version wrote it: such a directory is intact, and nobody is to put it aside."""
     path = _disk.absolute(directory) / MANIFEST
     if not os.path.lexists(path):
         raise DamagedDirectoryError(directory, MANIFEST, "missing: the directory was never completed, or is not ours")
@@ -134,11 +146,10 @@ def read_manifest(directory: _disk.PathLike) -> dict[str, FileRecord]:
         raw = read_json(path, MAX_MANIFEST)
     except DamagedError:
         raw = None
-    if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > MANIFEST_FORMAT:
-        raise DamagedDirectoryError(
-            directory,
-            MANIFEST,
-            f"format {one_line(raw['format'], 20)} is newer than this version's {MANIFEST_FORMAT}",
+    if _is_newer(raw):
+        raise DamagedError(
+            f"{shown_path(directory)} was written by a newer version of adm (format {one_line(raw['format'], 20)}, "
+            f"this one reads {MANIFEST_FORMAT}). Use that version, and leave it as it is."
         )
     records = _parsed(raw)
     # Equal to the byte, so that a flip which JSON overlooks (the case of an escape) is seen too.

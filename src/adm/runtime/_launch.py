@@ -18,6 +18,9 @@ PORTS_TRIED = 3
 NO_TASK_STEP = 0xFFFFFFF0
 """Slurm's step ids from here on are not srun's tasks but the batch script, an interactive shell and the like."""
 
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Where Open MPI and those of MPICH's kind say how many processes there are."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -43,9 +46,15 @@ def find_launch(environ: Mapping[str, str]) -> Launch | None:
 
     Raises UsageError for variables that do not fit together.
     """
-    if environ.get("WORLD_SIZE") or not _is_slurm_task(environ):
-        return _of_torchrun(environ)
-    return _of_slurm(environ)
+    # Scripts for Slurm export WORLD_SIZE and leave it to srun to say which process is which.
+    if _is_slurm_task(environ) and not (environ.get("RANK") and environ.get("WORLD_SIZE")):
+        return _of_slurm(environ)
+    launch = _of_torchrun(environ)
+    if launch is None:
+        _refuse_mpi(environ)
+    elif launch.by != "torchrun" and _is_slurm_task(environ):
+        _refuse_other_rank(launch, environ)
+    return launch
 
 
 def local_rank(environ: Mapping[str, str]) -> int | None:
@@ -58,6 +67,11 @@ def _of_torchrun(environ: Mapping[str, str]) -> Launch | None:
     size = _number(environ, "WORLD_SIZE", 1)
     rank = _number(environ, "RANK", 0)
     if size <= 1:
+        if rank > 0:
+            raise UsageError(
+                f"RANK={rank} and WORLD_SIZE={environ.get('WORLD_SIZE') or 'unset'} do not fit. "
+                "Start with torchrun, or unset RANK."
+            )
         return None
     port = environ.get("MASTER_PORT", "")
     if "RANK" not in environ or not 0 <= rank < size or not environ.get("MASTER_ADDR") or not _is_port(port):
@@ -78,6 +92,30 @@ def _of_torchrun(environ: Mapping[str, str]) -> Launch | None:
     )
 
 
+def _refuse_mpi(environ: Mapping[str, str]) -> None:
+    """Raises UsageError where mpirun started many: each would believe that it is alone."""
+    for name in MPI_SIZES:
+        size = environ.get(name, "")
+        if size.isdecimal() and int(size) > 1:
+            raise UsageError(
+                f"{name}={size}: mpirun started {size} processes, and says to none where the others are. Start them "
+                f"with torchrun or srun, or unset {name}."
+            )
+
+
+def _refuse_other_rank(launch: Launch, environ: Mapping[str, str]) -> None:
+    """Raises UsageError where each task of srun has a RANK that its job script exported for all of them."""
+    size, rank = _slurm_size(environ), _number(environ, "SLURM_PROCID", 0)
+    if launch.size == size and launch.rank != rank:
+        raise UsageError(
+            f"RANK={launch.rank} and SLURM_PROCID={rank} contradict each other. Unset RANK: srun says it itself."
+        )
+
+
+def _slurm_size(environ: Mapping[str, str]) -> int:
+    return _number(environ, "SLURM_STEP_NUM_TASKS", 0) or _number(environ, "SLURM_NTASKS", 1)
+
+
 def _is_slurm_task(environ: Mapping[str, str]) -> bool:
     """Whether srun started this process: the shell of an allocation has many of the same variables."""
     step = environ.get("SLURM_STEP_ID", "")
@@ -87,8 +125,12 @@ def _is_slurm_task(environ: Mapping[str, str]) -> bool:
 
 
 def _of_slurm(environ: Mapping[str, str]) -> Launch | None:
-    size = _number(environ, "SLURM_STEP_NUM_TASKS", 0) or _number(environ, "SLURM_NTASKS", 1)
+    size = _slurm_size(environ)
     rank = _number(environ, "SLURM_PROCID", 0)
+    if _number(environ, "WORLD_SIZE", size) != size:
+        raise UsageError(
+            f"WORLD_SIZE={environ['WORLD_SIZE']}, and srun started {size}. Unset WORLD_SIZE: srun says it itself."
+        )
     if size <= 1:
         return None
     job, step = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_STEP_ID", "0")
@@ -103,6 +145,8 @@ def _of_slurm(environ: Mapping[str, str]) -> Launch | None:
         )
     name = f"{job}.{step}"
     port = environ.get("MASTER_PORT", "")
+    if port and not _is_port(port):
+        raise UsageError(f"MASTER_PORT={one_line(port, 20)} is no port. Set 1 to 65535, or unset it: srun needs none.")
     # Several ports, the same in every process: nobody can ask Slurm which one is free.
     ports = [FIRST_PORT + zlib.crc32(f"{name}/{i}".encode()) % NUM_PORTS for i in range(PORTS_TRIED)]
     return Launch(
@@ -110,7 +154,7 @@ def _of_slurm(environ: Mapping[str, str]) -> Launch | None:
         size,
         local_rank(environ) or 0,
         address,
-        (int(port),) if _is_port(port) else tuple(ports),
+        (int(port),) if port else tuple(ports),
         f"slurm {name}/{environ.get('SLURM_RESTART_COUNT', '0')}/{size}",
         False,
         "srun",

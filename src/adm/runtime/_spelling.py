@@ -96,4 +96,6 @@ def spelled(value: Any) -> str:
 def rule(message: str) -> str:
     """A message of pydantic as the end of a line of ours."""
     message = one_line(message.removeprefix("Value error, "), 120).rstrip(".")
+    if message == "Field required":  # of a tuple's items
+        return "too few values"
     return message[:1].lower() + message[1:] if message.startswith("Input") else message

@@ -138,7 +138,10 @@ class Wire:
         if not data:
             raise ConnectionError("closed")
         *lines, self._received = (self._received + data).split(b"\n")
-        messages = [json.loads(line) for line in lines]
+        try:
+            messages = [json.loads(line) for line in lines]
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         if len(self._received) > MAX_LINE or not all(isinstance(message, dict) for message in messages):
             raise ValueError("not lines of JSON objects")
         return messages

@@ -26,6 +26,7 @@ __all__ = [
     "NotFromText",
     "assigned",
     "difference",
+    "flat",
     "from_dict",
     "from_text",
     "meanings",
@@ -227,9 +228,14 @@ def meanings(config: Any) -> dict[str, str]:
 
 def difference(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
     """(dotted name, value in a, value in b) where two configs differ; None for a field that one lacks."""
-    old, new = _flat(to_dict(a)), _flat(to_dict(b))
+    old, new = flat(a), flat(b)
     names = [*old, *(name for name in new if name not in old)]
     return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Dotted name -> JSON-able value of every field, also of those that ``override`` cannot change."""
+    return _flat(to_dict(config))
 
 
 def _flat(mapping: Mapping[str, Any], owner: str = "") -> dict[str, Any]:

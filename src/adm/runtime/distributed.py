@@ -111,7 +111,10 @@ class World:
         return bool(self.all_gather(torch.tensor([flag], dtype=torch.uint8)).any())
 
     def agree(self, what: str, value: str, error: type[AdmError] = DataError) -> None:
-        """Raises `error` in each process, naming those that differ, unless the value is the same in all."""
+        """Raises `error` in each process, naming those that differ, unless the value is the same in all.
+
+        value: a line, or several of which those that differ are shown.
+        """
         if self.size == 1:
             return
         digests = self.all_gather(_bytes_row(hashlib.sha256(value.encode()).digest()))
@@ -121,7 +124,9 @@ class World:
         common = Counter(rows).most_common(1)[0][0]
         usual = rows.index(common)
         other, *more = (rank for rank, row in enumerate(rows) if row != common)
-        usually, otherwise = (one_line(self._text_of(rank, value), 70) for rank in (usual, other))
+        ours, theirs = (self._text_of(rank, value).split("\n") for rank in (usual, other))
+        usually = one_line(", ".join(line for line in ours if line not in theirs) or "less", 90)
+        otherwise = one_line(", ".join(line for line in theirs if line not in ours) or "less", 90)
         too = f" (and {', '.join(map(str, more[:4]))} not either)" if more else ""
         raise error(
             f"processes see different {what}: process {usual} has {usually}, process {other} has {otherwise}{too}. "
@@ -133,6 +138,10 @@ class World:
         if self.size == 1:
             return text or ""
         return self._text_of(0, text or "")
+
+    def texts(self, text: str) -> list[str]:
+        """The text of each process, in the order of the ranks, in every process."""
+        return [text] if self.size == 1 else [self._text_of(rank, text) for rank in range(self.size)]
 
     def phase(self, text: str) -> None:
         """Says what this process is doing now, such as "step 77": what the others say if it is lost."""

@@ -67,7 +67,9 @@ class StoppedError(AdmError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is Python's, CUDA's, or torch's on the CPU, which is a RuntimeError."""
+    """Whether it is Python's, CUDA's, torch's on the CPU, which is a RuntimeError, or the loader's of a library."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if isinstance(error, ImportError):  # a limit of the address space (ulimit -v) below what torch takes
+        return "failed to map segment" in str(error)
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -15,7 +15,7 @@ from adm.training.build import make_loader
 from adm.training.config import ClassifierTraining, TrainConfig
 from adm.training.images import open_held_out
 from adm.training.run import FEW
-from adm.training.validation import CLASSIFIER_LEVELS, DENOISING_LEVELS, NUM_IMAGES
+from adm.training.validation import CLASSIFIER_LEVELS, DENOISING_LEVELS, NUM_IMAGES, Validation
 
 __all__ = ["evaluations", "kept_images", "time_of"]
 
@@ -51,6 +51,8 @@ def evaluations(config: TrainConfig, dataset: Dataset | None) -> int:
     held_out = dataset if config.data.validation is None else None
     if dataset is not None and config.data.validation is not None:
         held_out = open_held_out(config.data, config.network.in_channels)
+        if held_out is not None:
+            Validation(config, held_out, dataset)  # refuses what does not fit
     most = FEW if config.data.validation is None else NUM_IMAGES
     num = most if held_out is None else min(len(held_out), most)
     if isinstance(config, ClassifierTraining):

@@ -77,8 +77,8 @@ def run_trials(
     """The values of each trial, measured now or read from `out` where they were before.
 
     share_by: trials for which it is the same, such as those that sample one trained model, are one process's. Process r
-    of n takes every n-th of these groups, from r; all return all values. When a process is asked to stop, each finishes
-    its trial, and all raise StoppedError.
+    of n takes every n-th of these groups, from r; all return all values. A process that is asked to stop finishes its
+    trial, the others all of theirs, before all raise StoppedError.
     """
     folder = out / "trials"
     groups = list(dict.fromkeys(share_by(trial) for trial in trials))
@@ -89,6 +89,7 @@ def run_trials(
             if share_by(trial) in mine and stored(folder, trial) is None:
                 if stop_requested():
                     raise StoppedError("stopped between two trials; run the same command to continue.")
+                world.phase(f"trial {trial.key}")
                 values = {name: float(value) for name, value in measure(trial).items()}
                 files.write_json(path_of(folder, trial), {"recipe": trial.recipe, "values": values})
     except StoppedError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -109,11 +110,11 @@ def check_data(
 def _tree(spec: str) -> FileTree | None:
     """The files of a folder or an archive; None for data of another kind."""
     path = Path(spec)
-    if spec.partition(":")[0] in built_in() or is_pack(path):
+    if not spec or spec.partition(":")[0] in built_in() or is_pack(path):
         return None
-    if path.is_dir():
+    if os.path.isdir(path):
         return FolderTree(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     with OpenFile(path) as file:
         is_zip = is_archive(file) and not is_array_file(file)

@@ -35,6 +35,10 @@ class Batch:
     images: NDArray[np.uint8]
     cost: Cost = field(default_factory=Cost)
 
+    @property
+    def indices(self) -> range:
+        return range(self.index, self.index + len(self.images))
+
 
 def generate(
     model: str | Path | DiffusionModel,

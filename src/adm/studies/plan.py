@@ -11,13 +11,16 @@ import torch
 
 from adm.data import Dataset
 from adm.runtime.device import available_memory
+from adm.runtime.distributed import World
 from adm.runtime.errors import UsageError
 from adm.runtime.memory import container_left
 from adm.runtime.text import num_bytes
 from adm.studies._plan_probe import STEPS, WARM_UP, Probe, ProbeFailed, probe_training
 from adm.studies._plan_time import evaluations, kept_images, time_of
+from adm.training.build import check_data, make_loader
 from adm.training.config import ClassifierTraining, TrainConfig
 from adm.training.cost import TrainingCost, largest_batch, microbatch_that_fits, training_cost
+from adm.training.gradients import check_portions
 
 __all__ = ["TrainingPlan", "headline", "memory_left", "plan_training"]
 
@@ -98,10 +101,16 @@ def plan_training(
     the run's, open; None if there is none yet, and then the time to read images is not known. out: the run's directory,
     whose disk is timed. probe: run a few steps of the real size (or of what a minute allows, and then scale what was
     measured) in another process; without it only shapes speak. on_stage: called with what is being done. Raises
-    UsageError for a batch that does not split.
+    UsageError for a batch that does not split, DataError for data that the run would refuse.
     """
+    share = share_of(config, processes)
+    if dataset is not None:
+        world = World(size=processes)
+        check_data(config, dataset)
+        make_loader(config, dataset, world)
+        check_portions(config.loop.batch_size, config.loop.microbatch, config.loop.exact, world)
     if processes != 1:
-        own = scaled(config, share_of(config, processes), config.loop.microbatch)
+        own = scaled(config, share, config.loop.microbatch)
         plan = plan_training(own, device, dataset, out, probe, on_stage)
         cost = training_cost(config, processes)
         note = (
@@ -236,7 +245,7 @@ def disk_of(config: TrainConfig, cost: TrainingCost, dataset: Dataset | None) ->
     """Bytes of the checkpoints that stay and the one being written, and of the stored snapshots of averages."""
     loop, every = config.loop, config.ema.snapshot_every
     saves = math.ceil(loop.steps / loop.save_every)
-    snapshots = 0 if every is None else loop.steps // every
+    snapshots = 0 if every is None else math.ceil(loop.steps / every)  # one at the end, too
     return min(saves, loop.keep + 1) * cost.checkpoint + snapshots * cost.ema
 
 

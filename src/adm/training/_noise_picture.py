@@ -96,10 +96,12 @@ def _calibration(axes: Axes, result: Mapping[str, Any]) -> None:
 def _losses(axes: Axes, result: Mapping[str, Any]) -> None:
     levels = result["levels"]
     name = "held-out images" if result["held_out"] else "training images"
+    highest = max(level["loss"] for level in levels)
     _curve(axes, [level["loss"] for level in levels], name, ORANGE, "s")
     if "training_loss" in result:
+        highest = max(highest, *(level["training_loss"] for level in levels))
         _curve(axes, [level["training_loss"] for level in levels], "training images", BLUE, "o")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.06 * highest or 1.0)
     _finish(axes, levels, "Loss by noise")
 
 

@@ -12,6 +12,7 @@ from adm.nn import EncoderClassifier, UNet
 from adm.runtime import randomness
 from adm.runtime.distributed import World
 from adm.runtime.errors import DataError
+from adm.runtime.text import one_line
 from adm.training.config import ClassifierTraining, TrainConfig
 
 __all__ = ["check_data", "make_loader", "new_model"]
@@ -63,4 +64,12 @@ def check_data(config: TrainConfig, dataset: Dataset) -> None:
     if len(dataset.class_names) > classes:
         raise DataError(
             f"{config.data.path}: {len(dataset.class_names)} classes, but network.num_classes is {classes}. Raise it."
+        )
+    if isinstance(config, ClassifierTraining) and all(
+        dataset.label(i) == dataset.label(0) for i in range(len(dataset))
+    ):
+        name = one_line(dataset.class_names[dataset.label(0)], 40)
+        raise DataError(
+            f"{config.data.path}: all images are of one class, {name!r}, and leave a classifier nothing to tell apart. "
+            "Add images of another."
         )

@@ -136,6 +136,10 @@ class UpsamplerTraining(Denoising):
             raise ValueError(
                 f"low_res_size is {self.low_res_size}: both sides must divide those of the images, {height}x{width}"
             )
+        if self.low_res == self.network.size and not self.low_res_noise:
+            raise ValueError(
+                f"low_res_size is {self.low_res_size}, the size of the images: nothing is left to find, use a divisor"
+            )
         if self.low_res_noise < 0:
             raise ValueError(f"low_res_noise is {self.low_res_noise}: must be 0 or more")
 

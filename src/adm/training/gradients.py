@@ -93,6 +93,13 @@ def make_gradients(
 
 def check_portions(batch_size: int, microbatch: int | None, exact: bool, world: World) -> None:
     """UsageError when the batch cannot be split so."""
+    if batch_size % world.size:
+        fewer = max(n for n in range(1, world.size) if batch_size % n == 0)
+        whole = f"{batch_size // world.size * world.size} or " if batch_size > world.size else ""
+        raise UsageError(
+            f"loop.batch_size={batch_size} does not split over {world.size} processes. Start {fewer}, or begin a run "
+            f"with {whole}{(batch_size // world.size + 1) * world.size}."
+        )
     if not exact:
         return
     if world.size & (world.size - 1):

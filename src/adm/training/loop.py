@@ -222,7 +222,8 @@ class RunLoop:
 
     def save_grid(self) -> None:
         """Samples of the averaged weights from fixed seeds, to watch while training; given up when asked to stop."""
-        model, weights = self.trainer.model, self.trainer.ema.weights
+        trainer = self.trainer
+        model, weights = trainer.model, trainer.ema.weights
         assert isinstance(model, DiffusionModel)
 
         def report(done: int, total: int) -> None:
@@ -240,6 +241,8 @@ class RunLoop:
         except StoppedError:
             self.given_up.append("sample grid")
             return
+        except DivergedError as error:
+            raise DivergedError(f"step {trainer.step}: {error} {self.last_good()}") from None
         assert self.lock is not None
         self.lock.check()
         files.make_directory(self.grid_path.parent)

@@ -15,10 +15,11 @@ from adm.diffusion.condition import Condition
 from adm.diffusion.model import DiffusionModel
 from adm.guidance import guide
 from adm.guidance.clip import Clip
+from adm.runtime.errors import DivergedError
 from adm.sampling import SeededNoise, StepEvent, sample
 from adm.sampling.ddim import DDIM
 
-__all__ = ["preview", "with_classes"]
+__all__ = ["preview", "refuse_not_finite", "with_classes"]
 
 MUCH_FOR_A_CPU = 2e10
 """Parameters times pixels, to which the time of an image is roughly proportional; about two seconds for each image."""
@@ -41,7 +42,7 @@ def preview(
     """uint8 (num, H, W, C): clipped DDIM samples of the model under other weights, labels in turn.
 
     num: None for 36, or 4 where that many would keep a CPU busy for minutes. on_progress: called after each step with
-    (images done, of num).
+    (images done, of num). Raises DivergedError when an image is not finite.
     """
     shown = copy.copy(model)
     shown._modules = dict(model._modules)
@@ -65,8 +66,18 @@ def preview(
 
         cond = Condition() if classes is None else Condition(label=torch.tensor(seeds) % classes)
         x = sample(guide(shown, Clip()), chain, DDIM(), SeededNoise(seeds), (len(seeds), *shape), cond, on_step=report)
+        refuse_not_finite(x)
         blocks.append(to_uint8(x.cpu()).numpy())
     return np.concatenate(blocks)
+
+
+def refuse_not_finite(x: Tensor) -> None:
+    """DivergedError when a number in the images is not finite: it would be drawn black or white."""
+    if not bool(torch.isfinite(x).all()):
+        raise DivergedError(
+            "sample grid: an image is not finite, though the weights are, and none is drawn. Lower optimizer.lr, or "
+            "set loop.precision=float32."
+        )
 
 
 def with_classes(images: np.ndarray, model: DiffusionModel) -> np.ndarray:

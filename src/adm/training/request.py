@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adm.checkpoints import format as checkpoint_format
 from adm.checkpoints.load import fingerprint, locate
-from adm.data import Dataset
+from adm.data import Dataset, refuse_within
 from adm.runtime import files
 from adm.runtime.config import assigned, difference, from_text, override, settings
 from adm.runtime.errors import AdmError, DamagedError, UsageError
@@ -120,6 +120,7 @@ def plan_from(source: Source, request: Request, on_images: Callable[[int, int], 
 def new_images(request: Request, channels: int | None, on_images: Callable[[int, int], None]) -> Dataset:
     """The images of a new run, read as the request says."""
     given = assigned(typical_config(request.job), request.assignments())
+    refuse_within(request.out, request.data, given.get("data.labels_from"), "--out")
     channels = from_text(int, given["network.in_channels"]) if "network.in_channels" in given else channels
     data = DataConfig(
         request.data, given.get("data.labels_from", "auto"), from_text(bool, given.get("data.skip_bad", "false"))

@@ -116,17 +116,18 @@ def refuse_in_use(out: Path) -> None:
             pass
 
 
-def refuse_lost(out: Path) -> None:
+def refuse_lost(out: Path) -> list[str]:
     """DamagedError for a run without checkpoints that must have had one, or has copies that somebody kept of it.
 
     A run that was killed before or in its first save has its directory of checkpoints, made before anything else, has
-    come no further than to the step of that save, and has made nothing that comes after it: such a one begins anew.
+    come no further than to the step of that save, and has made nothing that comes after it: such a one begins anew. So
+    does one whose only checkpoint was removed just after it was saved, which looks the same. Returns a note of it.
     """
     measured = [line["step"] for line in read_log(out / "validation.jsonl")]
     logged = [line["step"] for line in read_log(out / "log.jsonl")]
     step = int(max([*logged, *measured, *checkpoint_format.steps(out / SNAPSHOTS)], default=0))
     if step == 0:
-        return
+        return []
     saved = step in measured or (out / "samples" / f"{checkpoint_format.step_name(step)}.png").exists()
     try:
         loop = read_config(out).loop
@@ -138,6 +139,7 @@ def refuse_lost(out: Path) -> None:
             f"{shown_path(out)} came to step {step} and has no checkpoint. Bring {shown_path(out / 'checkpoints')} "
             "back, or choose another --out."
         )
+    return [f"no checkpoint is there, and none was saved as far as can be seen: its {step} steps are trained anew"]
 
 
 def is_run_config(path: Path) -> bool:

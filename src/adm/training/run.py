@@ -12,9 +12,9 @@ import torch
 from adm.checkpoints import format as checkpoint_format
 from adm.data import Dataset
 from adm.runtime import files
-from adm.runtime.config import to_dict
+from adm.runtime.config import flat, to_dict
 from adm.runtime.distributed import World
-from adm.runtime.errors import DamagedError, ResourceError
+from adm.runtime.errors import DamagedError, ResourceError, UsageError
 from adm.runtime.text import one_line, shown_path
 from adm.training._wandb import open_sink
 from adm.training.build import check_data, make_loader, new_model
@@ -60,14 +60,13 @@ def train(
     watch = Watch(on_progress, stop_requested, on_aside)
     if dataset is None:
         dataset = open_training(config.data, config.network.in_channels)
-    world.agree("settings", json.dumps(to_dict(config), sort_keys=True))
-    world.agree("images", fingerprint_of(dataset, config))
+    check_agreement(config, dataset, world)
+    check_portions(config.loop.batch_size, config.loop.microbatch, config.loop.exact, world)
     checkpoints = out / "checkpoints"
     first = world.rank == 0
     if not checkpoint_format.steps(checkpoints):  # what cannot begin leaves no directory behind
         check_data(config, dataset)
         make_loader(config, dataset, world)
-        check_portions(config.loop.batch_size, config.loop.microbatch, config.loop.exact, world)
         source = opened(config, source)
     validation = make_validation(config, dataset, world)
     model = new_model(config, dataset.class_names, device)
@@ -85,7 +84,7 @@ def train(
         newest = checkpoints / name if name else None
         if newest is None:
             if first:
-                refuse_lost(out)
+                notes += refuse_lost(out)
             check_data(config, dataset)
             source = opened(config, source)
             notes += [] if source is None else start_from(model, source)
@@ -115,6 +114,15 @@ def train(
                 stack.callback(run.log.close)
                 files.write_json(out / "config.json", to_dict(config))  # after what an earlier beginning left is gone
             return run.loop(make_loader(config, dataset, world), pending.split(",") if pending else ())
+
+
+def check_agreement(config: TrainConfig, dataset: Dataset, world: World) -> None:
+    """DataError or UsageError, naming what differs, unless all processes see the same images and settings."""
+    # The images first: settings follow from them. Where they lie may differ, such as on disks of the machines' own.
+    about = f"{len(dataset):,} images in {len(dataset.class_names)} classes, fingerprint"
+    world.agree("images", f"{about} {fingerprint_of(dataset, config)}")
+    lines = [f"{name}={json.dumps(value)}" for name, value in flat(config).items() if name != "data.path"]
+    world.agree("settings", "\n".join(lines), UsageError)
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def read_log(path: Path) -> list[Mapping[str, float]]:
     if not path.exists():
         return []
     lines: list[Mapping[str, float]] = []
-    for text in path.read_text(errors="replace").splitlines():
+    for text in files.read_bytes(path).decode(errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:

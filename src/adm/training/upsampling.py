@@ -19,7 +19,7 @@ from adm.guidance.clip import Clip
 from adm.sampling import SeededNoise, StepEvent, sample
 from adm.sampling.ddim import DDIM
 from adm.training.config import UpsamplerTraining
-from adm.training.preview import PIXELS_AT_ONCE, num_shown
+from adm.training.preview import PIXELS_AT_ONCE, num_shown, refuse_not_finite
 
 __all__ = ["low_res_of", "preview_upsampler"]
 
@@ -60,7 +60,8 @@ def preview_upsampler(
     The images are spread evenly over the data set, so over its classes too, and always the same; the low-res ones are
     shown enlarged by whole pixels and carry no noise. weights: the network's, such as the averaged ones. num: None for
     8, or 4 where 8 would keep a CPU busy for minutes; at most as many as there are. steps: about as many, of clipped
-    DDIM. on_progress: called after each step with (images done, of num); what it raises ends the work.
+    DDIM. on_progress: called after each step with (images done, of num); what it raises ends the work. Raises
+    DivergedError when an image is not finite.
     """
     shape = model.image_shape
     assert shape is not None, "networks of a training config know their image shape"
@@ -103,6 +104,7 @@ def _upsampled(
         some = cond[seeds.start : seeds.stop]
         noise = SeededNoise(seeds)
         x = sample(guide(model, Clip()), chain, DDIM(), noise, (len(seeds), *shape), some, on_step=report)
+        refuse_not_finite(x)
         blocks.append(x.cpu())
     return torch.cat(blocks)
 
