@@ -1,6 +1,8 @@
 """Reading, cropping and writing pictures, against Pillow called directly, closed forms and pixels by hand."""
 
+import errno
 import io
+import os
 import struct
 import zlib
 
@@ -9,10 +11,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from adm.data import center_crop, decode, grid, png_bytes, random_crop, save_png, to_model_range, to_uint8
+from adm.data import center_crop, decode, grid, open_dataset, png_bytes, random_crop, save_png, to_model_range, to_uint8
 from adm.data._image_file import MAX_ASPECT
 from adm.data._images import Unreadable, open_image, scaled_for_random_crop
-from adm.runtime.errors import DataError, UsageError
+from adm.runtime.errors import DataError, ResourceError, UsageError
 
 
 def noise(height, width, channels=3, seed=0):
@@ -499,3 +501,24 @@ def test_what_is_no_picture_is_refused(wrong):
         png_bytes(wrong)
     with pytest.raises(UsageError, match="a grid of"):
         grid(wrong)
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(errno.EMFILE, ResourceError), (errno.ENFILE, ResourceError), (errno.ENOMEM, MemoryError)]
+)
+def test_what_the_machine_lacks_is_no_fault_of_the_image(number, raised, tmp_path, monkeypatch):
+    """Or it would be left out in silence by data.skip_bad."""
+    save_png(tmp_path / "a.png", np.zeros((4, 4, 1), np.uint8))
+
+    real = type(tmp_path).open
+
+    def lacking(path, *words, **more):
+        if path.suffix == ".png":
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *words, **more)
+
+    monkeypatch.setattr(type(tmp_path), "open", lacking)
+    with pytest.raises(raised):
+        decode(tmp_path / "a.png")
+    with pytest.raises(raised):
+        open_dataset(str(tmp_path), skip_bad=True)

@@ -18,6 +18,7 @@ from adm.checkpoints import format as checkpoint_format
 from adm.cli._parsing import parse
 from adm.diffusion.losses import LossTerms
 from adm.runtime.errors import AdmError
+from adm.training import preview
 from adm.training.trainer import Trainer
 from conftest import TINY, Command
 from faults import in_child
@@ -197,6 +198,7 @@ def poisoned(kind: str, step: int, out: Path, config: Any, protected: bool = Tru
         if not protected:
             Trainer._not_finite = lambda trainer, losses, norm: None  # type: ignore[method-assign]
             checkpoint_format._check_finite = lambda name, tensor: None  # type: ignore[assignment]
+            preview.refuse_not_finite = lambda x: None
         try:
             run(config, out)
         except AdmError as error:

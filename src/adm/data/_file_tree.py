@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adm.data._archive import members_and_folders
-from adm.data._image_file import MAX_FILE_BYTES
+from adm.data._image_file import MAX_FILE_BYTES, not_read
 from adm.data._images import NotAnImage, Unreadable
 from adm.data._listing import Listing, check_link, is_hidden, list_files
 from adm.data._member import MemberReader
@@ -66,7 +66,7 @@ class FolderTree:
             with path.open("rb") as stream:
                 return stream.read(MAX_FILE_BYTES)
         except OSError as error:
-            raise NotAnImage((error.strerror or str(error)).lower()) from None
+            raise not_read(path, error) from None
 
 
 def file_stamp(path: Path) -> tuple[int, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -12,7 +13,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from adm.data import _png_chunks
-from adm.runtime.text import num_bytes, one_line
+from adm.runtime.errors import ResourceError
+from adm.runtime.text import num_bytes, one_line, shown_path
 
 __all__ = [
     "MAX_ASPECT",
@@ -22,6 +24,7 @@ __all__ = [
     "NotAnImage",
     "Source",
     "Unreadable",
+    "not_read",
     "opened",
     "reason",
 ]
@@ -86,6 +89,8 @@ def opened(source: Source) -> Iterator[Image.Image]:
         if own := next((what for start, what in OWN.items() if data.startswith(start)), None):
             raise Unreadable(f"a {own} that is damaged, or of a kind that is not read") from None
         raise NotAnImage(_what_it_is(data)) from None
+    except MemoryError:
+        raise
     except Exception as error:  # a text that begins with "BM" gets this far
         raise NotAnImage(reason(error)) from None
     with image:
@@ -106,7 +111,17 @@ def _contents(path: Path) -> bytes:
         with path.open("rb") as stream:
             return stream.read(MAX_FILE_BYTES)
     except OSError as error:
-        raise NotAnImage((error.strerror or str(error)).lower()) from None
+        raise not_read(path, error) from None
+
+
+def not_read(path: Path, error: OSError) -> Exception:
+    """What to raise for a file that cannot be read: an image is not left out for what the machine lacks."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        why = f"cannot read {shown_path(path)}: {error.strerror}"
+        return ResourceError(f"{why}. Allow more (ulimit -n), or set data.workers to fewer.")
+    if error.errno == errno.ENOMEM:
+        return MemoryError(str(error))
+    return NotAnImage((error.strerror or str(error)).lower())
 
 
 def _what_it_is(data: bytes) -> str:

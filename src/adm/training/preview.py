@@ -75,8 +75,8 @@ def refuse_not_finite(x: Tensor) -> None:
     """DivergedError when a number in the images is not finite: it would be drawn black or white."""
     if not bool(torch.isfinite(x).all()):
         raise DivergedError(
-            "sample grid: an image is not finite, though the weights are, and none is drawn. Lower optimizer.lr, or "
-            "set loop.precision=float32."
+            "sample grid: an image is not finite, though the weights are, and none is drawn. Lower optimizer.lr, set "
+            "loop.precision=float32, or have no grids: loop.sample_every=none."
         )
 
 
