@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import json
 import os
+import platform
 import resource
 import signal
 import threading
@@ -16,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adm.runtime import _disk, files
+from adm.runtime import _disk, _lock, files
 from adm.runtime.errors import AdmError, DamagedError, ResourceError, UsageError
 from faults import EIO, ENOSPC, count_operations, disk_error, faults, in_child, kill_at
 
@@ -438,6 +441,32 @@ def test_a_second_writer_is_told_who_at_once(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "run") == []
     with files.lock(tmp_path / "run" / ".lock"):
         pass
+
+
+@pytest.mark.parametrize("before", ["nothing", "one that was killed"])
+def test_who_has_only_just_taken_it_is_waited_for_to_say_its_name(
+    before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".lock"
+    if before == "one that was killed":
+
+        def hold_and_die() -> None:
+            with files.lock(path):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        in_child(hold_and_die)
+    record = {"pid": os.getpid(), "host": platform.node(), "since": "now", "token": "0"}
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        says = threading.Timer(0.1, path.write_text, [json.dumps(record)])
+        says.start()
+        with pytest.raises(ResourceError, match=rf"is in use by pid {os.getpid()} on "), files.lock(path):
+            pass
+        says.join()
+        path.write_text("")
+        monkeypatch.setattr(_lock, "NAMED_WITHIN", 0.05)
+        with pytest.raises(ResourceError, match="is in use by another process"), files.lock(path):
+            pass
 
 
 def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:

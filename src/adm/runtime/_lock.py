@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from pathlib import Path
 from adm.runtime import _disk
 from adm.runtime.errors import ResourceError
 from adm.runtime.text import one_line, shown_path
+
+NAMED_WITHIN = 1.0
+"""Seconds in which who has taken a lock says its name."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,17 @@ def lock(path: _disk.PathLike, what: str | None = None) -> Iterator[Lock]:
 
 
 def _locked(path: Path, what: str) -> int:
+    unnamed_until = time.monotonic() + NAMED_WITHIN
     while True:
         fd = _disk.open_file(path, os.O_RDWR | os.O_CREAT | _disk.NOFOLLOW)
         if not _disk.lock(fd, wait=False):
             os.close(fd)
-            raise ResourceError(_in_use(what, _read_record(path)))
+            record = _read_record(path)
+            # One that has only just taken it has not said yet who it is, and one that was killed said so before.
+            if not _may_hold(record) and time.monotonic() < unnamed_until:
+                time.sleep(0.01)
+                continue
+            raise ResourceError(_in_use(what, record))
         if _is_named(fd, path):
             return fd
         os.close(fd)  # the holder before removed it between our two calls
@@ -95,6 +105,22 @@ def _read_record(path: Path) -> dict[str, object]:
         if isinstance(record, dict):
             return record
     return {}
+
+
+def _may_hold(record: dict[str, object]) -> bool:
+    """Whether the record is of a process that is there, as far as can be seen from here."""
+    pid = record.get("pid")
+    if not isinstance(pid, int) or pid < 1:
+        return False
+    if os.name != "posix" or record.get("host") != platform.node():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or a number that somebody else wrote
+        return True
+    return True
 
 
 def _in_use(what: str, record: dict[str, object]) -> str:
