@@ -65,6 +65,8 @@ def test_what_is_written_never_becomes_part_of_the_data(out, labels_from, within
 def test_data_by_name_hold_nothing_that_is_written(images):
     for data in ("digits", "hf:pets", "pets.zip", ""):
         refuse_within(Path("digits/run"), data, None, "--out")
+    with pytest.raises(UsageError, match="lies within the data 'digits'"):  # the folder of that name is no built-in
+        refuse_within(Path("digits/run"), "./digits", None, "--out")
 
 
 def test_nothing_is_not_the_working_directory(images):

@@ -109,8 +109,6 @@ class Drawing:
             yield samples
 
     def _to_npz(self, out: str, world: World) -> None:
-        import numpy as np
-
         from adm.cli._progress import say
         from adm.data import write_npz
         from adm.runtime import files
@@ -137,7 +135,7 @@ class Drawing:
         images = self._gathered(made, world)
         if images is None:
             return
-        write_npz(Path(out), np.ascontiguousarray(images), self.labels)
+        write_npz(Path(out), images, self.labels)
         say(cost_text(_mean(parts)[1]))
         print(shown_path(Path(out)))
 
@@ -152,7 +150,10 @@ class Drawing:
         indices = torch.tensor([k for batch in made for k in batch.indices], dtype=torch.int64)
         counts = world.all_gather(torch.tensor([len(images)])).tolist()
         order, rows = world.gather(indices, counts), world.gather(images, counts)
-        return None if order is None or rows is None else rows[order.argsort()].numpy()
+        if order is None or rows is None:
+            return None
+        in_order = bool((order.diff() > 0).all())  # as from one process: no second copy of them all
+        return (rows if in_order else rows[order.argsort()]).numpy()
 
     def _costs(self, world: World, num: int, batch: Batch | None) -> tuple[int, dict[str, float]]:
         """How many images the processes have made in this round, and what one of them cost. num: of this process."""
